@@ -1,0 +1,1 @@
+"""Generated stubs of the wire contracts beside them; see the .proto files."""
