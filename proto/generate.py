@@ -35,7 +35,7 @@ def _generate(target: Path) -> list[Path]:
     well_known = str(resources.files("grpc_tools") / "_proto")
     sources = sorted(str(path) for path in (ROOT / PACKAGE).glob("*.proto"))
     scripts = Path(sys.executable).parent
-    code = protoc.main(
+    code: int = protoc.main(  # type: ignore[no-untyped-call] # grpc_tools has no types
         [
             "protoc",
             f"--proto_path={ROOT}",
@@ -61,7 +61,8 @@ def _compare(made: list[Path]) -> int:
         | {
             path.name
             for path in made
-            if path.name in kept and not filecmp.cmp(path, ROOT / PACKAGE / path.name, False)
+            if path.name in kept
+            and not filecmp.cmp(path, ROOT / PACKAGE / path.name, shallow=False)
         }
     )
     for name in stale:

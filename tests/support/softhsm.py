@@ -55,8 +55,10 @@ def make_token(folder: Path, *, label: str = "mesh", pin: str = "271828") -> Sof
     """Return a new initialised token under `folder`."""
     hsm = configure(folder, label=label, pin=pin)
     subprocess.run(
-        ["softhsm2-util", "--init-token", "--free", "--label", label]
-        + ["--so-pin", "31415926", "--pin", pin],
+        [
+            *("softhsm2-util", "--init-token", "--free", "--label", label),
+            *("--so-pin", "31415926", "--pin", pin),
+        ],
         env=os.environ | {"SOFTHSM2_CONF": str(hsm.config)},
         check=True,
         capture_output=True,
@@ -79,7 +81,9 @@ def configure(folder: Path, *, label: str, pin: str) -> SoftHsm:
     (folder / "tokens").mkdir(parents=True)
     hsm = SoftHsm(folder=folder, label=label, pin=pin, module=module_path())
     hsm.config.write_text(
-        f"directories.tokendir = {folder / 'tokens'}\nobjectstore.backend = file\nlog.level = ERROR\n"
+        f"directories.tokendir = {folder / 'tokens'}\n"
+        "objectstore.backend = file\n"
+        "log.level = ERROR\n"
     )
     hsm.pin_file.write_text(pin)
     hsm.pin_file.chmod(0o400)

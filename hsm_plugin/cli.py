@@ -1,0 +1,185 @@
+"""The command line: `serve`, and commands that are clients of a running plugin.
+
+Exit codes: 0 done, 1 the operation failed, 2 the command or its settings are wrong.
+"""
+
+import argparse
+import asyncio
+import json
+import re
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from hsm_plugin import config, log
+from hsm_plugin.client import Client, Result
+from hsm_plugin.errors import ConfigError, HsmPluginError
+from hsm_plugin.server import serve
+
+_DURATION = re.compile(r"(\d{1,6})(ms|s|m)?")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "serve":
+            return _serve(options)
+        return _client(options)
+    except HsmPluginError as error:
+        _fail(error)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _serve(options: argparse.Namespace) -> int:
+    if options.p11_pin is not None:
+        raise ConfigError(
+            "--p11-pin would show the PIN to every process of this host",
+            hint="write it into a file of mode 0400 and name the file in P11_PIN_FILE",
+        )
+    if options.p11_slot is not None:
+        raise ConfigError(
+            "--p11-slot is not followed: slot ids change when an HSM joins or leaves",
+            hint="name the token's label in P11_TOKEN",
+        )
+    log.setup(as_json=options.log_format == "json")
+    asyncio.run(
+        serve(
+            config.serve_config(
+                socket=options.socket,
+                module=options.p11_lib,
+                token_label=options.p11_label,
+                pin_file=options.p11_pin_file,
+                state_dir=options.state_dir,
+                sessions=options.sessions,
+                queue_limit=options.queue_limit,
+                drain_seconds=options.drain,
+            )
+        )
+    )
+    return 0
+
+
+def _client(options: argparse.Namespace) -> int:
+    client = Client(socket=options.socket, timeout_seconds=options.timeout)
+    match options.command:
+        case "generate-kek":
+            result = client.generate_kek(options.kek_id)
+            _show(options, result, f"KEK ID: {result['kek_id']}")
+        case "import-ca":
+            result = client.import_ca(options.file, options.ca_id)
+            _show(
+                options, result, f"Imported root: {result['subject']}, SHA-256 {result['sha256']}"
+            )
+        case "decrypt-csr":
+            result = client.decrypt_csr(options.file, options.out)
+            _show(options, result, _csr_text(result, options.out))
+        case "verify-cert":
+            result = client.verify_cert(options.file)
+            _show(options, result, f"Verified: {result['subject']}, until {result['not_after']}")
+        case "test":
+            result = client.self_test(options.kek_id)
+            _show(options, result, f"KEK {result['kek_id']} encrypts and decrypts")
+    return 0
+
+
+def _csr_text(result: Result, output: Path | None) -> str:
+    if output is None:
+        return str(result["csr"]).rstrip()
+    return (
+        f"Wrote {output}: subject {result['subject']}, "
+        f"public key SHA-256 {result['public_key_sha256']}"
+    )
+
+
+def _show(options: argparse.Namespace, result: Result, text: str) -> None:
+    sys.stdout.write((json.dumps(result) if options.output == "json" else text) + "\n")
+
+
+def _fail(error: HsmPluginError) -> None:
+    sys.stderr.write(f"error: {error}\n")
+    if error.hint:
+        sys.stderr.write(f"hint: {error.hint}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    env = config.environment()
+    parser = argparse.ArgumentParser(
+        prog="hsm-plugin",
+        description="Guards keys in an HSM (PKCS#11) and serves them on a Unix socket.",
+    )
+    parser.add_argument("--version", action="version", version=version("istio-hsm"))
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--socket",
+        default=env.get("SOCKET", config.DEFAULT_SOCKET),
+        help="the Unix socket (SOCKET; now %(default)s)",
+    )
+    server = commands.add_parser("serve", parents=[common], help="serve until SIGTERM")
+    server.add_argument(
+        "--p11-lib", default=env.get("P11_LIB", ""), help="the PKCS#11 module (P11_LIB)"
+    )
+    server.add_argument(
+        "--p11-label", default=env.get("P11_TOKEN", ""), help="the token's label (P11_TOKEN)"
+    )
+    server.add_argument(
+        "--p11-pin-file",
+        default=env.get("P11_PIN_FILE", ""),
+        help="the file that holds the PIN (P11_PIN_FILE); awaited, and read again when changed",
+    )
+    server.add_argument(
+        "--provider", choices=("p11",), default="p11", help="kept for the reference's command line"
+    )
+    server.add_argument(
+        "--algorithm", choices=("aes-gcm",), default="aes-gcm", help="of KEKs and DEKs"
+    )
+    server.add_argument("--p11-pin", help=argparse.SUPPRESS)
+    server.add_argument("--p11-slot", help=argparse.SUPPRESS)
+    server.add_argument(
+        "--state-dir",
+        default=env.get("HSM_PLUGIN_STATE_DIR", ""),
+        help="where PIN attempts are remembered (HSM_PLUGIN_STATE_DIR; the socket's folder)",
+    )
+    server.add_argument(
+        "--sessions", type=int, default=8, help="PKCS#11 sessions, one a thread (%(default)s)"
+    )
+    server.add_argument(
+        "--queue-limit", type=int, default=1024, help="calls that may wait (%(default)s)"
+    )
+    server.add_argument(
+        "--drain", type=_duration, default=5.0, help="for calls under way at the end (5s)"
+    )
+    server.add_argument(
+        "--log-format", choices=("text", "json"), default=env.get("LOG_FORMAT", "text")
+    )
+
+    client = argparse.ArgumentParser(add_help=False, parents=[common])
+    client.add_argument("--timeout", type=_duration, default=10.0, help="of the call (10s)")
+    client.add_argument("--output", choices=("text", "json"), default="text")
+    kek = commands.add_parser("generate-kek", parents=[client], help="make a KEK, or find it")
+    kek.add_argument("--kek-id", default="", help="its id; a new UUID when left out")
+    root = commands.add_parser("import-ca", parents=[client], help="trust a root certificate")
+    root.add_argument("-f", "--file", type=Path, required=True, help="the root, PEM or DER")
+    root.add_argument("--ca-id", default="", help="its id; its SHA-256 when left out")
+    csr = commands.add_parser("decrypt-csr", parents=[client], help="open the encrypted CSR")
+    csr.add_argument("-f", "--file", type=Path, required=True, help="the Secret's data, JSON")
+    csr.add_argument("-o", "--out", type=Path, help="where to write it; else standard output")
+    check = commands.add_parser("verify-cert", parents=[client], help="verify a chain")
+    check.add_argument("-f", "--file", type=Path, required=True, help="PEM, its target first")
+    test = commands.add_parser("test", parents=[client], help="encrypt and decrypt once")
+    test.add_argument("--kek-id", required=True, help="an existing KEK")
+    return parser
+
+
+def _duration(text: str) -> float:
+    """Seconds of `500ms`, `10s`, `2m`, or a plain number of seconds."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 10s")
+    return int(match[1]) * _SECONDS[match[2]]

@@ -1,0 +1,210 @@
+"""The plugin's commands that talk to a running server over its socket."""
+
+import base64
+import binascii
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+
+from hsm_plugin.errors import BadRequestError, HsmPluginError, HsmUnavailableError
+from hsm_plugin.trust import load_certificate, to_der
+from istio_hsm_proto import kms_istio_v1_pb2 as pb
+from istio_hsm_proto import kms_istio_v1_pb2_grpc as pb_grpc
+
+_Response = TypeVar("_Response")
+
+MAX_FILE_BYTES = 4 << 20
+_CSR_KEYS = ("kek-id", "encrypted-dek", "csr-id", "encrypted-csr")
+Result = Mapping[str, str | bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A running plugin, reached by its socket."""
+
+    socket: str
+    timeout_seconds: float
+
+    def generate_kek(self, kek_id: str) -> Result:
+        """Return the id of the KEK, made when it was not there; an empty id makes a new one."""
+        with self._stub() as stub:
+            response = self._call(stub.GenerateKEK, pb.GenerateKEKRequest(kek_kid=kek_id.encode()))
+        return {"kek_id": response.kek_kid.decode()}
+
+    def import_ca(self, path: Path, ca_id: str) -> Result:
+        """Return the subject and fingerprint of the root that is now in the token."""
+        blob = _read(path)
+        with self._stub() as stub:
+            self._call(
+                stub.ImportCACert, pb.ImportCACertRequest(ca_id=ca_id.encode(), ca_cert_blob=blob)
+            )
+        return _described(load_certificate(blob, str(path)))
+
+    def decrypt_csr(self, path: Path, output: Path | None) -> Result:
+        """Return the CSR of an `istio-ca-cert-csr` Secret, written to `output` when given."""
+        secret = _csr_secret(path)
+        with self._stub() as stub:
+            response = self._call(
+                stub.AuthenticatedDecrypt,
+                pb.AuthenticatedDecryptRequest(
+                    kek_kid=secret["kek-id"],
+                    encrypted_dek_blob=secret["encrypted-dek"],
+                    ciphertext=secret["encrypted-csr"],
+                    aad=secret["csr-id"],
+                ),
+            )
+        try:
+            csr = x509.load_pem_x509_csr(response.plaintext)
+            is_genuine = csr.is_signature_valid
+        except ValueError:
+            is_genuine = False
+        if not is_genuine:
+            raise BadRequestError(
+                f"{path} decrypts, but not to a certificate request that its own key signed",
+                hint="take the Secret istio-ca-cert-csr again",
+            )
+        if output is not None:
+            _write(output, response.plaintext)
+        spki = csr.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        return {
+            "csr_id": secret["csr-id"].decode(),
+            "subject": csr.subject.rfc4514_string(),
+            "public_key_sha256": _sha256(spki),
+            "csr": response.plaintext.decode(),
+        }
+
+    def verify_cert(self, path: Path) -> Result:
+        """Return the target's subject when its chain ends at an imported root.
+
+        The file holds PEM certificates, the target first, as in cert-chain.pem.
+        """
+        try:
+            target, *others = x509.load_pem_x509_certificates(_read(path))
+        except ValueError:
+            raise BadRequestError(
+                f"{path} holds no PEM certificate", hint="give the chain, its leaf first"
+            ) from None
+        request = pb.VerifyCertChainRequest(
+            certificates=[*(to_der(entry) for entry in reversed(others)), to_der(target)]
+        )
+        with self._stub() as stub:
+            response = self._call(stub.VerifyCertChain, request)
+        return {**_described(target), "verified": response.successful_verification}
+
+    def self_test(self, kek_id: str) -> Result:
+        """Return when a secret made under this KEK comes back unchanged."""
+        secret, context = os.urandom(32), b"self-test"
+        kek = kek_id.encode()
+        with self._stub() as stub:
+            dek = self._call(stub.GenerateDEK, pb.GenerateDEKRequest(kek_kid=kek))
+            sealed = self._call(
+                stub.AuthenticatedEncrypt,
+                pb.AuthenticatedEncryptRequest(
+                    kek_kid=kek,
+                    encrypted_dek_blob=dek.encrypted_dek_blob,
+                    plaintext=secret,
+                    aad=context,
+                ),
+            )
+            opened = self._call(
+                stub.AuthenticatedDecrypt,
+                pb.AuthenticatedDecryptRequest(
+                    kek_kid=kek,
+                    encrypted_dek_blob=dek.encrypted_dek_blob,
+                    ciphertext=sealed.ciphertext,
+                    aad=context,
+                ),
+            )
+        if opened.plaintext != secret:
+            raise HsmPluginError("what was encrypted did not come back", hint="do not use this KEK")
+        return {"kek_id": kek_id, "round_trip": True}
+
+    @contextmanager
+    def _stub(self) -> Iterator[pb_grpc.KeyManagementServiceStub]:
+        with grpc.insecure_channel(f"unix:{Path(self.socket).absolute()}") as channel:
+            yield pb_grpc.KeyManagementServiceStub(channel)
+
+    def _call(self, method: Callable[..., _Response], request: object) -> _Response:
+        try:
+            return method(request, timeout=self.timeout_seconds)
+        except grpc.RpcError as error:
+            # What a blocking stub raises is a Call too, which the stubs' types cannot say.
+            raise _from_status(cast("grpc.Call", error), self.socket) from None
+
+
+def _from_status(error: grpc.Call, socket: str) -> HsmPluginError:
+    sent = dict(error.trailing_metadata() or ()).get("hint-bin", b"")
+    hint = sent.decode(errors="replace") if isinstance(sent, bytes) else sent
+    if error.code() is grpc.StatusCode.UNAVAILABLE and not hint:
+        return HsmUnavailableError(
+            f"no plugin answers on {socket}",
+            hint="start `hsm-plugin serve`, or set SOCKET to the socket it logs",
+        )
+    cause = (error.details() or error.code().name).removesuffix(f" ({hint})")
+    return HsmPluginError(f"{cause} [{error.code().name}]", hint=hint)
+
+
+def _csr_secret(path: Path) -> dict[str, bytes]:
+    """Return the Secret's data: `kubectl get secret -o json`, or `-o jsonpath={.data}`."""
+    try:
+        document = json.loads(_read(path))
+        data = document.get("data", document)
+        return {key: base64.b64decode(data[key], validate=True) for key in _CSR_KEYS}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error):
+        raise BadRequestError(
+            f"{path} is not the data of the Secret istio-ca-cert-csr",
+            hint="get it with: kubectl get secret istio-ca-cert-csr -n istio-system "
+            "-o jsonpath={.data}",
+        ) from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise BadRequestError(
+            f"{path} cannot be read: {error.strerror}", hint="check the path and its mode"
+        ) from None
+    if len(content) > MAX_FILE_BYTES:
+        raise BadRequestError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
+    return content
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace the file whole; a CSR is public, so its mode is left to the umask."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except OSError as error:
+        raise BadRequestError(
+            f"{path} cannot be written: {error.strerror}", hint="check the folder and its mode"
+        ) from None
+
+
+def _described(certificate: x509.Certificate) -> Result:
+    return {
+        "subject": certificate.subject.rfc4514_string(),
+        "not_after": certificate.not_valid_after_utc.isoformat(),
+        "sha256": certificate.fingerprint(hashes.SHA256()).hex(),
+    }
+
+
+def _sha256(data: bytes) -> str:
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(data)
+    return digest.finalize().hex()

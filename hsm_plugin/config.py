@@ -1,0 +1,84 @@
+"""Settings of `serve`, read once from flags and environment and validated at once."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hsm_plugin.errors import ConfigError
+
+DEFAULT_SOCKET = "/var/run/hsm-socket/.sock"
+MESH_GID = 1337
+"""Group of the mesh's containers, who share the socket."""
+
+_MAX_SOCKET_BYTES = 107
+"""sun_path less its final NUL (unix(7))."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """What the server needs to know."""
+
+    socket: Path
+    module: str
+    token_label: str
+    pin_file: Path
+    state_dir: Path
+    sessions: int
+    queue_limit: int
+    drain_seconds: float
+
+
+def environment() -> Mapping[str, str]:
+    """Return the process's environment; the flags of the command line take their defaults here."""
+    return os.environ
+
+
+def serve_config(
+    *,
+    socket: str,
+    module: str,
+    token_label: str,
+    pin_file: str,
+    state_dir: str,
+    sessions: int,
+    queue_limit: int,
+    drain_seconds: float,
+) -> ServeConfig:
+    """Return the settings, or raise one ConfigError that names every fault."""
+    faults = [
+        f"{name} is not set"
+        for name, value in (
+            ("P11_LIB (--p11-lib)", module),
+            ("P11_TOKEN (--p11-label)", token_label),
+            ("P11_PIN_FILE (--p11-pin-file)", pin_file),
+            ("SOCKET (--socket)", socket),
+        )
+        if not value
+    ]
+    if module and not Path(module).is_file():
+        faults.append(f"the PKCS#11 module {module} (P11_LIB) does not exist")
+    folder = Path(socket).absolute().parent
+    if socket and not folder.is_dir():
+        faults.append(f"the socket's folder {folder} (SOCKET) does not exist")
+    if len(os.fsencode(Path(socket).absolute())) > _MAX_SOCKET_BYTES:
+        faults.append(f"the socket's path (SOCKET) is longer than {_MAX_SOCKET_BYTES} bytes")
+    kept = Path(state_dir) if state_dir else folder
+    if state_dir and not (kept.is_dir() and os.access(kept, os.W_OK)):
+        faults.append(f"the state folder {kept} (HSM_PLUGIN_STATE_DIR) cannot be written")
+    if not 1 <= sessions <= 256:  # noqa: PLR2004 - said in the message
+        faults.append("--sessions must be 1 to 256")
+    if not 1 <= queue_limit <= 100_000:  # noqa: PLR2004 - said in the message
+        faults.append("--queue-limit must be 1 to 100000")
+    if faults:
+        raise ConfigError("; ".join(faults), hint="see `hsm-plugin serve --help`")
+    return ServeConfig(
+        socket=Path(socket).absolute(),
+        module=module,
+        token_label=token_label,
+        pin_file=Path(pin_file),
+        state_dir=kept,
+        sessions=sessions,
+        queue_limit=queue_limit,
+        drain_seconds=drain_seconds,
+    )

@@ -1,0 +1,184 @@
+"""The blobs on the wire: compact JWE with alg "dir", enc "A256GCM" (RFC 7516, RFC 7518).
+
+The byte layout is the reference plugin's: header members in its order, no padding, the ASCII
+of the encoded header as additional data, 12-byte IVs under a DEK. The DEK travels as a JWK
+(RFC 7517) inside a JWE that the KEK encrypts in the token.
+"""
+
+import base64
+import binascii
+import json
+import os
+import re
+from dataclasses import dataclass, field
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from hsm_plugin.errors import RejectedBlobError
+from hsm_plugin.keys import Sealed
+
+MAX_BLOB_BYTES = 1 << 20
+MAX_HEADER_BYTES = 64 << 10
+TAG_BYTES = 16
+DEK_BYTES = 32
+DEK_IV_BYTES = 12
+KEK_IV_BYTES = 16
+_PARTS = 5
+_BASE64URL = re.compile(rb"[A-Za-z0-9_-]*", re.ASCII)
+_KID = re.compile(r"[0-9a-f]{1,128}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Jwe:
+    """A parsed compact JWE."""
+
+    kid: str
+    protected: bytes
+    """ASCII of the encoded header: the additional data of the encryption."""
+    sealed: Sealed
+    context: bytes
+    """The caller's additional data, empty when the header has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dek:
+    """A data encryption key, AES-256."""
+
+    kid: str
+    key: bytes = field(repr=False)
+
+    @classmethod
+    def generate(cls) -> "Dek":
+        """Return a new random key with a random kid."""
+        return cls(kid=os.urandom(32).hex(), key=os.urandom(DEK_BYTES))
+
+    def to_jwk(self) -> bytes:
+        """Return the JWK, byte for byte as the reference lays it out."""
+        return (
+            b'{"key_ops":["encrypt","decrypt","sign","verify"],"alg":"A256GCM","kid":"%b",'
+            b'"k":"%b","kty":"oct"}' % (self.kid.encode(), _encode(self.key))
+        )
+
+    @classmethod
+    def from_jwk(cls, jwk: bytes) -> "Dek":
+        """Return the key of a JWK; RejectedBlobError when it is not an AES-256-GCM key."""
+        members = _json_object(jwk, "the DEK")
+        kid, key = members.get("kid"), members.get("k")
+        if members.get("kty") != "oct" or members.get("alg") != "A256GCM":
+            raise RejectedBlobError("the DEK is not an A256GCM key")
+        if not isinstance(kid, str) or not _KID.fullmatch(kid) or not isinstance(key, str):
+            raise RejectedBlobError("the DEK has no usable kid or key")
+        value = _decode(key.encode(), "the DEK's key")
+        if len(value) != DEK_BYTES:
+            raise RejectedBlobError(f"the DEK has {len(value)} bytes instead of {DEK_BYTES}")
+        return cls(kid=kid, key=value)
+
+    def encrypt(self, plaintext: bytes, context: bytes = b"") -> bytes:
+        """Return a JWE of the plaintext; `context` is readable in its header and bound to it."""
+        protected = protected_header(self.kid, context)
+        iv = os.urandom(DEK_IV_BYTES)
+        output = AESGCM(self.key).encrypt(iv, plaintext, protected)
+        sealed = Sealed(iv=iv, ciphertext=output[:-TAG_BYTES], tag=output[-TAG_BYTES:])
+        return serialize(protected, sealed)
+
+    def decrypt(self, blob: bytes, context: bytes = b"") -> bytes:
+        """Return the plaintext; RejectedBlobError for another key or context, or a changed blob."""
+        jwe = parse(blob, "the ciphertext")
+        if jwe.kid != self.kid:
+            raise RejectedBlobError(
+                "the ciphertext was made with another DEK",
+                hint="pass the encrypted DEK that was stored with it",
+            )
+        if jwe.context != context:
+            raise RejectedBlobError(
+                "the additional data does not match the ciphertext's",
+                hint="pass the aad of the encryption; for a CSR it is the csr-id",
+            )
+        sealed = jwe.sealed
+        try:
+            return AESGCM(self.key).decrypt(
+                sealed.iv, sealed.ciphertext + sealed.tag, jwe.protected
+            )
+        except InvalidTag:
+            raise _tampered("the ciphertext") from None
+
+
+def protected_header(kid: str, context: bytes = b"") -> bytes:
+    """Return the encoded header, its members in the reference's order."""
+    members = {"alg": "dir", "kid": kid}
+    if context:
+        members["_thales_aad"] = _encode(context).decode()
+    members["enc"] = "A256GCM"
+    return _encode(json.dumps(members, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def serialize(protected: bytes, sealed: Sealed) -> bytes:
+    """Return the compact form (RFC 7516, section 7.1) with an empty encrypted key."""
+    parts = (protected, b"", _encode(sealed.iv), _encode(sealed.ciphertext), _encode(sealed.tag))
+    return b".".join(parts)
+
+
+def parse(blob: bytes, name: str) -> Jwe:
+    """Return the parts of a compact JWE; RejectedBlobError, naming `name`, for anything else."""
+    if len(blob) > MAX_BLOB_BYTES:
+        raise RejectedBlobError(f"{name} has {len(blob)} bytes, more than {MAX_BLOB_BYTES}")
+    parts = blob.split(b".", _PARTS)
+    if len(parts) != _PARTS or parts[1]:
+        raise RejectedBlobError(
+            f"{name} is not a compact JWE with an empty encrypted key",
+            hint="a blob from a Kubernetes Secret must be base64-decoded once",
+        )
+    if len(parts[0]) > MAX_HEADER_BYTES:
+        raise RejectedBlobError(f"the header of {name} is longer than {MAX_HEADER_BYTES} bytes")
+    header = _json_object(_decode(parts[0], f"the header of {name}"), f"the header of {name}")
+    if header.get("alg") != "dir" or header.get("enc") != "A256GCM":
+        raise RejectedBlobError(f"{name} is not encrypted with alg dir, enc A256GCM")
+    if "crit" in header or "zip" in header:
+        raise RejectedBlobError(f"{name} asks for a JWE extension that is not supported")
+    kid, context = header.get("kid"), header.get("_thales_aad", "")
+    if not isinstance(kid, str) or not isinstance(context, str):
+        raise RejectedBlobError(f"the header of {name} has no usable kid")
+    sealed = Sealed(
+        iv=_decode(parts[2], f"the IV of {name}"),
+        ciphertext=_decode(parts[3], f"the body of {name}"),
+        tag=_decode(parts[4], f"the tag of {name}"),
+    )
+    if len(sealed.tag) != TAG_BYTES or len(sealed.iv) not in (DEK_IV_BYTES, KEK_IV_BYTES):
+        raise RejectedBlobError(f"{name} has an IV or a tag of the wrong length")
+    return Jwe(
+        kid=kid,
+        protected=parts[0],
+        sealed=sealed,
+        context=_decode(context.encode(), f"the aad of {name}"),
+    )
+
+
+def _tampered(name: str) -> RejectedBlobError:
+    return RejectedBlobError(
+        f"{name} does not authenticate: it was changed, or made with another key",
+        hint="compare it with the stored original",
+    )
+
+
+def _json_object(text: bytes, name: str) -> dict[str, object]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise RejectedBlobError(f"{name} is not a JSON object")
+    return value
+
+
+def _encode(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+
+def _decode(text: bytes, name: str) -> bytes:
+    if not _BASE64URL.fullmatch(text):
+        raise RejectedBlobError(f"{name} is not base64url")
+    try:
+        return base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4))
+    except (binascii.Error, ValueError):
+        raise RejectedBlobError(f"{name} is not base64url") from None

@@ -1,0 +1,118 @@
+"""No PIN value is tried twice after a refusal, across restarts and crashes.
+
+A token locks after a few wrong PINs, and a locked Luna partition may be lost. So each attempt
+is written down, durably, before it is made, and only its success erases it. What is kept is a
+salted scrypt hash (RFC 7914) of the PIN: enough to know the value again, not to learn it.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from hsm_plugin.errors import PinRefusedError
+
+_SCRYPT = {"n": 1 << 14, "r": 8, "p": 1, "dklen": 32}
+_SALT_BYTES = 16
+
+
+class Outcome(Enum):
+    """What is known of the last attempt with a PIN value."""
+
+    PENDING = "pending"
+    """Written before the attempt: the process ended before it knew."""
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class PinState:
+    """What the token says of its user PIN (CK_TOKEN_INFO flags, PKCS#11 2.40, 3.2)."""
+
+    locked: bool
+    final_try: bool
+    count_low: bool
+
+
+class PinGuard:
+    """The memory of one token's last PIN attempt, in one file of mode 0600."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def permit(self, pin: str, state: PinState) -> None:
+        """Return when this PIN may be tried once; the attempt is then on record.
+
+        PinRefusedError when it was refused before, or when a try could lock the token.
+        """
+        if state.locked:
+            raise PinRefusedError(
+                "the token's user PIN is locked",
+                hint="have the token's security officer reset it, then write the new PIN",
+            )
+        known = self._known(pin)
+        if known is Outcome.REFUSED or (known is Outcome.PENDING and state.count_low):
+            raise PinRefusedError(
+                "this PIN was refused before and is not tried again",
+                hint="write the right PIN into the PIN file; it is picked up by itself",
+            )
+        if state.final_try:
+            raise PinRefusedError(
+                "one wrong PIN more would lock the token, so none is tried",
+                hint="log in once by hand with the right PIN, which resets the token's counter",
+            )
+        self._record(pin, Outcome.PENDING)
+
+    def refused(self, pin: str) -> None:
+        """Record that the token refused this PIN."""
+        self._record(pin, Outcome.REFUSED)
+
+    def settled(self) -> None:
+        """Forget the attempt: the PIN was right, or the token never judged it."""
+        self._path.unlink(missing_ok=True)
+
+    def _known(self, pin: str) -> Outcome | None:
+        try:
+            kept = json.loads(self._path.read_bytes())
+            salt, digest = bytes.fromhex(kept["salt"]), bytes.fromhex(kept["hash"])
+            outcome = Outcome(kept["outcome"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError):
+            raise PinRefusedError(
+                f"the record of PIN attempts {self._path} is damaged",
+                hint="make sure that the PIN is right, then delete this file",
+            ) from None
+        return outcome if hmac.compare_digest(_hash(pin, salt), digest) else None
+
+    def _record(self, pin: str, outcome: Outcome) -> None:
+        salt = os.urandom(_SALT_BYTES)
+        text = json.dumps(
+            {"outcome": outcome.value, "salt": salt.hex(), "hash": _hash(pin, salt).hex()}
+        )
+        handle, name = tempfile.mkstemp(prefix=".pin-guard-", dir=self._path.parent)
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(self._path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        _sync_folder(self._path.parent)
+
+
+def _hash(pin: str, salt: bytes) -> bytes:
+    return hashlib.scrypt(pin.encode(), salt=salt, **_SCRYPT)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

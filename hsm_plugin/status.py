@@ -1,0 +1,30 @@
+"""One table: our error -> gRPC status."""
+
+import grpc
+
+from hsm_plugin import errors
+
+_STATUS: dict[type[errors.HsmPluginError], grpc.StatusCode] = {
+    errors.BadRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.ConflictError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ExpiredError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.HsmUnavailableError: grpc.StatusCode.UNAVAILABLE,
+    errors.KeyNotFoundError: grpc.StatusCode.NOT_FOUND,
+    errors.NoTrustedRootError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.PinRefusedError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
+}
+
+
+def status_of(error: errors.HsmPluginError) -> grpc.StatusCode:
+    """Return the status of the error's nearest class in the table; INTERNAL without one."""
+    for kind in type(error).__mro__:
+        if kind in _STATUS:
+            return _STATUS[kind]
+    return grpc.StatusCode.INTERNAL
+
+
+def details_of(error: errors.HsmPluginError) -> str:
+    """Return the cause, and the hint in brackets: what a client's log shows."""
+    return f"{error} ({error.hint})" if error.hint else str(error)

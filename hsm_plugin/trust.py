@@ -1,0 +1,216 @@
+"""Verification of a certificate chain against the imported roots (RFC 5280, section 6.1).
+
+Checked: every signature, every validity at the given time, CA flag, path length and
+keyCertSign of each issuer, strength of keys and hashes, critical extensions that are not
+understood, and that the path ends at an imported root, byte for byte.
+"""
+
+from datetime import UTC, datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import ExtensionOID
+
+from hsm_plugin.errors import NoTrustedRootError, RejectedChainError
+
+MAX_CERTIFICATES = 16
+MAX_CERTIFICATE_BYTES = 64 << 10
+MIN_RSA_BITS = 2048
+_STRONG_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+_STRONG_CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+_UNDERSTOOD = {
+    ExtensionOID.BASIC_CONSTRAINTS,
+    ExtensionOID.KEY_USAGE,
+    ExtensionOID.EXTENDED_KEY_USAGE,
+    ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
+}
+_PEM_MARK = b"-----BEGIN CERTIFICATE-----"
+
+
+def load_certificate(blob: bytes, name: str) -> x509.Certificate:
+    """Return the one certificate in a PEM or DER blob; RejectedChainError otherwise."""
+    if not blob:
+        raise RejectedChainError(f"{name} is empty")
+    if len(blob) > MAX_CERTIFICATE_BYTES:
+        raise RejectedChainError(f"{name} has {len(blob)} bytes, more than {MAX_CERTIFICATE_BYTES}")
+    if blob.count(_PEM_MARK) > 1:
+        raise RejectedChainError(f"{name} holds more than one certificate", hint="pass one each")
+    try:
+        if _PEM_MARK in blob:
+            return x509.load_pem_x509_certificate(blob)
+        return x509.load_der_x509_certificate(blob)
+    except ValueError:
+        raise RejectedChainError(f"{name} is not a certificate in PEM or DER") from None
+
+
+def check_root(root: x509.Certificate, now: datetime) -> None:
+    """Return when the certificate may be a trust anchor; RejectedChainError says why not."""
+    _check_validity(root, now)
+    _check_strength(root)
+    _check_issuer(root, below=0)
+    if root.issuer != root.subject or not _signed_by(root, root):
+        raise RejectedChainError(
+            f"{_name(root)} is not self-signed",
+            hint="import the root itself, not an intermediate",
+        )
+
+
+def verify_chain(
+    certificates: list[x509.Certificate], roots: list[x509.Certificate], now: datetime
+) -> list[x509.Certificate]:
+    """Return the verified path, target first and root last.
+
+    `certificates`: intermediates and root in any order, the target last. NoTrustedRootError
+    without roots, RejectedChainError with the first reason found otherwise.
+    """
+    if not roots:
+        raise NoTrustedRootError(
+            "no root certificate is imported", hint="run `hsm-plugin import-ca -f root.pem`"
+        )
+    if not certificates:
+        raise RejectedChainError("no certificate was given")
+    if len(certificates) > MAX_CERTIFICATES:
+        raise RejectedChainError(f"more than {MAX_CERTIFICATES} certificates were given")
+    *others, target = certificates
+    path = [target]
+    while not _is_anchor(path[-1], roots):
+        path.append(_issuer_of(path[-1], [*roots, *others], path))
+    for certificate in path:
+        _check_validity(certificate, now)
+        _check_strength(certificate)
+        _check_extensions(certificate)
+    for below, issuer in enumerate(path[1:]):
+        between = [entry for entry in path[1 : below + 1] if entry.issuer != entry.subject]
+        _check_issuer(issuer, below=len(between))
+    return path
+
+
+def _is_anchor(certificate: x509.Certificate, roots: list[x509.Certificate]) -> bool:
+    return any(certificate == root for root in roots)
+
+
+def _issuer_of(
+    certificate: x509.Certificate,
+    candidates: list[x509.Certificate],
+    path: list[x509.Certificate],
+) -> x509.Certificate:
+    named = [entry for entry in candidates if entry.subject == certificate.issuer]
+    for issuer in named:
+        if issuer not in path and _signed_by(certificate, issuer):
+            return issuer
+    if not named:
+        raise RejectedChainError(
+            f"the issuer of {_name(certificate)} is neither imported nor in the chain",
+            hint="send the whole chain, and import its root",
+        )
+    raise RejectedChainError(
+        f"the signature on {_name(certificate)} was not made by any issuer of that name",
+        hint="the chain ends at another root than the imported one",
+    )
+
+
+def _signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def _check_validity(certificate: x509.Certificate, now: datetime) -> None:
+    moment = now.astimezone(UTC)
+    if moment < certificate.not_valid_before_utc:
+        raise RejectedChainError(
+            f"{_name(certificate)} is not valid before {certificate.not_valid_before_utc:%FT%TZ}",
+            hint="compare the clocks of this host and of the signer",
+        )
+    if moment > certificate.not_valid_after_utc:
+        raise RejectedChainError(
+            f"{_name(certificate)} expired at {certificate.not_valid_after_utc:%FT%TZ}",
+            hint="have it signed again",
+        )
+
+
+def _check_strength(certificate: x509.Certificate) -> None:
+    try:
+        key = certificate.public_key()
+        algorithm = certificate.signature_hash_algorithm
+    except (ValueError, UnsupportedAlgorithm):
+        raise RejectedChainError(f"{_name(certificate)} uses an unknown algorithm") from None
+    match key:
+        case rsa.RSAPublicKey():
+            strong = key.key_size >= MIN_RSA_BITS
+        case ec.EllipticCurvePublicKey():
+            strong = isinstance(key.curve, _STRONG_CURVES)
+        case ed25519.Ed25519PublicKey():
+            strong = True
+        case _:
+            strong = False
+    if not strong:
+        raise RejectedChainError(
+            f"{_name(certificate)} has a weak or unknown kind of key",
+            hint=f"use RSA of {MIN_RSA_BITS} bits or more, P-256, P-384, P-521 or Ed25519",
+        )
+    if algorithm is not None and not isinstance(algorithm, _STRONG_HASHES):
+        raise RejectedChainError(f"{_name(certificate)} is signed with {algorithm.name}")
+
+
+def _check_extensions(certificate: x509.Certificate) -> None:
+    unknown = [
+        extension.oid.dotted_string
+        for extension in _extensions(certificate)
+        if extension.critical and extension.oid not in _UNDERSTOOD
+    ]
+    if unknown:
+        raise RejectedChainError(
+            f"{_name(certificate)} has critical extensions not understood: {', '.join(unknown)}"
+        )
+
+
+def _check_issuer(issuer: x509.Certificate, *, below: int) -> None:
+    """`below`: intermediates between this issuer and the target, self-issued ones not counted."""
+    extensions = _extensions(issuer)
+    try:
+        constraints = extensions.get_extension_for_class(x509.BasicConstraints).value
+    except x509.ExtensionNotFound:
+        constraints = x509.BasicConstraints(ca=False, path_length=None)
+    if not constraints.ca:
+        raise RejectedChainError(
+            f"{_name(issuer)} is not a CA",
+            hint="sign it with basicConstraints CA:TRUE",
+        )
+    if constraints.path_length is not None and below > constraints.path_length:
+        raise RejectedChainError(
+            f"{_name(issuer)} allows {constraints.path_length} intermediate CA(s), not {below}"
+        )
+    try:
+        usage = extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        return
+    if not usage.key_cert_sign:
+        raise RejectedChainError(
+            f"{_name(issuer)} may not sign certificates",
+            hint="sign it with keyUsage keyCertSign",
+        )
+
+
+def _extensions(certificate: x509.Certificate) -> x509.Extensions:
+    try:
+        return certificate.extensions
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        raise RejectedChainError(f"{_name(certificate)} has malformed extensions") from None
+
+
+def _name(certificate: x509.Certificate) -> str:
+    try:
+        subject = certificate.subject.rfc4514_string()
+    except ValueError:
+        subject = ""
+    return f'certificate "{subject[:200]}"' if subject else "a certificate without a subject"
+
+
+def to_der(certificate: x509.Certificate) -> bytes:
+    """Return the DER of a certificate."""
+    return certificate.public_bytes(serialization.Encoding.DER)
