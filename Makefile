@@ -1,0 +1,46 @@
+# `make demo` and `make test` do all their set-up. CI calls the same targets.
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format proto bench lock setup setup-test clean
+
+PY := .venv/bin/python
+DEMO_PACKAGES := softhsm2 openssl
+TEST_PACKAGES := $(DEMO_PACKAGES) etcd-server gcc libc6-dev
+
+help: ## show the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+
+demo: ## from nothing to a workload certificate signed in an HSM
+	@scripts/setup.sh $(DEMO_PACKAGES)
+	@$(PY) -m demo
+
+test: ## every test, on real servers
+	@scripts/setup.sh $(TEST_PACKAGES)
+	@$(PY) -m tests.support.kube_binaries
+	@$(PY) -m pytest
+
+lint: setup ## formatting, lint, types, stubs
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+	@$(PY) proto/generate.py --check
+
+format: setup ## format and fix what can be fixed
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+proto: setup ## regenerate the stubs of the wire contracts
+	@$(PY) proto/generate.py
+
+bench: ## the measurements, side by side in one run
+	@scripts/setup.sh $(TEST_PACKAGES)
+	@$(PY) -m bench
+
+lock: setup ## resolve the dependencies anew
+	@scripts/lock.sh
+
+setup:
+	@scripts/setup.sh
+
+clean: ## remove what the targets made
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
