@@ -4,7 +4,7 @@
 
 PY := .venv/bin/python
 DEMO_PACKAGES := softhsm2 openssl
-TEST_PACKAGES := $(DEMO_PACKAGES) etcd-server gcc libc6-dev
+TEST_PACKAGES := $(DEMO_PACKAGES) gcc libc6-dev
 
 help: ## show the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -15,7 +15,6 @@ demo: ## from nothing to a workload certificate signed in an HSM
 
 test: ## every test, on real servers
 	@scripts/setup.sh $(TEST_PACKAGES)
-	@$(PY) -m tests.support.kube_binaries
 	@$(PY) -m pytest
 
 lint: setup ## formatting, lint, types, stubs

@@ -19,7 +19,9 @@ class Screen:
 
     def title(self, text: str, below: str) -> None:
         """Open the show."""
-        self._console.print(Panel(below, title=f"[bold]{text}[/bold]", border_style="cyan"))
+        self._console.print(
+            Panel(below, title=f"[bold]{text}[/bold]", border_style="cyan"), soft_wrap=False
+        )
 
     def chapter(self, text: str) -> None:
         """Start a group of steps."""
@@ -45,7 +47,7 @@ class Screen:
 
     def summary(self, text: str) -> None:
         """Close the show."""
-        self._console.print(Panel(text, border_style="green"))
+        self._console.print(Panel(text, border_style="green"), soft_wrap=False)
 
     def error(self, text: str) -> None:
         """Say what went wrong, verbatim."""

@@ -52,37 +52,15 @@ def write_csr(path: Path) -> None:
 
 
 def sign(files: Path) -> int:
-    return run(
-        [
-            "ceremony",
-            "sign",
-            str(files / "csr.pem"),
-            "--root-cert",
-            str(files / "root.pem"),
-            "--root-key",
-            str(files / "root.key"),
-            "--chain",
-            str(files / "cert-chain.pem"),
-            "-o",
-            "json",
-        ]
-    )
+    command = f"""ceremony sign {files}/csr.pem --root-cert {files}/root.pem
+        --root-key {files}/root.key --chain {files}/cert-chain.pem -o json"""
+    return run(command.split())
 
 
 def submit(files: Path) -> int:
-    return run(
-        [
-            "ceremony",
-            "submit",
-            str(files / "cert-chain.pem"),
-            "--csr",
-            str(files / "csr.pem"),
-            "--store-dir",
-            str(files / "store"),
-            "-o",
-            "json",
-        ]
-    )
+    command = f"""ceremony submit {files}/cert-chain.pem --csr {files}/csr.pem
+        --store-dir {files}/store -o json"""
+    return run(command.split())
 
 
 def test_a_csr_is_shown_as_text_and_as_json(
