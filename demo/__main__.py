@@ -232,7 +232,7 @@ def _hold_ceremony(stage: Stage) -> None:
             ],
             quiet,
         )
-        stage.processes.wait_for_log("istiod-ca-bridge", "root cert:")
+        stage.processes.wait_for_log("istiod-ca-bridge", "ca_server.listening")
 
 
 def _issue(stage: Stage) -> None:
