@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import json
 import re
+import resource
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -46,6 +47,7 @@ def _serve(options: argparse.Namespace) -> int:
             "--p11-slot is not followed: slot ids change when an HSM joins or leaves",
             hint="name the token's label in P11_TOKEN",
         )
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold the PIN and keys
     log.setup(as_json=options.log_format == "json")
     asyncio.run(
         serve(

@@ -37,7 +37,7 @@ class Client:
     def generate_kek(self, kek_id: str) -> Result:
         """Return the id of the KEK, made when it was not there; an empty id makes a new one."""
         with self._stub() as stub:
-            response = self._call(stub.GenerateKEK, pb.GenerateKEKRequest(kek_kid=kek_id.encode()))
+            response = self._call(stub.GenerateKEK, pb.GenerateKEKRequest(kek_kid=_raw(kek_id)))
         return {"kek_id": response.kek_kid.decode()}
 
     def import_ca(self, path: Path, ca_id: str) -> Result:
@@ -45,7 +45,7 @@ class Client:
         blob = _read(path)
         with self._stub() as stub:
             self._call(
-                stub.ImportCACert, pb.ImportCACertRequest(ca_id=ca_id.encode(), ca_cert_blob=blob)
+                stub.ImportCACert, pb.ImportCACertRequest(ca_id=_raw(ca_id), ca_cert_blob=blob)
             )
         return _described(load_certificate(blob, str(path)))
 
@@ -105,7 +105,7 @@ class Client:
     def self_test(self, kek_id: str) -> Result:
         """Return when a secret made under this KEK comes back unchanged."""
         secret, context = os.urandom(32), b"self-test"
-        kek = kek_id.encode()
+        kek = _raw(kek_id)
         with self._stub() as stub:
             dek = self._call(stub.GenerateDEK, pb.GenerateDEKRequest(kek_kid=kek))
             sealed = self._call(
@@ -152,7 +152,14 @@ def _from_status(error: grpc.Call, socket: str) -> HsmPluginError:
             hint="start `hsm-plugin serve`, or set SOCKET to the socket it logs",
         )
     cause = (error.details() or error.code().name).removesuffix(f" ({hint})")
-    return HsmPluginError(f"{cause} [{error.code().name}]", hint=hint)
+    return HsmPluginError(
+        f"{cause} [{error.code().name}]", hint=hint or "see what the plugin logged for this call"
+    )
+
+
+def _raw(argument: str) -> bytes:
+    """Return an argument as the shell gave it; the server says what is wrong with it."""
+    return os.fsencode(argument)
 
 
 def _csr_secret(path: Path) -> dict[str, bytes]:
@@ -178,7 +185,9 @@ def _read(path: Path) -> bytes:
             f"{path} cannot be read: {error.strerror}", hint="check the path and its mode"
         ) from None
     if len(content) > MAX_FILE_BYTES:
-        raise BadRequestError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
+        raise BadRequestError(
+            f"{path} is larger than {MAX_FILE_BYTES} bytes", hint="check that it is the right file"
+        )
     return content
 
 
@@ -186,10 +195,14 @@ def _write(path: Path, content: bytes) -> None:
     """Replace the file whole; a CSR is public, so its mode is left to the umask."""
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise BadRequestError(
             f"{path} cannot be written: {error.strerror}", hint="check the folder and its mode"

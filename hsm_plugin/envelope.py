@@ -67,8 +67,10 @@ class Dek:
         kid, key = members.get("kid"), members.get("k")
         if members.get("kty") != "oct" or members.get("alg") != "A256GCM":
             raise RejectedBlobError("the DEK is not an A256GCM key")
-        if not isinstance(kid, str) or not _KID.fullmatch(kid) or not isinstance(key, str):
-            raise RejectedBlobError("the DEK has no usable kid or key")
+        if not isinstance(kid, str) or not _KID.fullmatch(kid):
+            raise RejectedBlobError("the DEK has no usable kid")
+        if not isinstance(key, str) or not key.isascii():
+            raise RejectedBlobError("the DEK has no usable key")
         value = _decode(key.encode(), "the DEK's key")
         if len(value) != DEK_BYTES:
             raise RejectedBlobError(f"the DEK has {len(value)} bytes instead of {DEK_BYTES}")
@@ -137,8 +139,10 @@ def parse(blob: bytes, name: str) -> Jwe:
     if "crit" in header or "zip" in header:
         raise RejectedBlobError(f"{name} asks for a JWE extension that is not supported")
     kid, context = header.get("kid"), header.get("_thales_aad", "")
-    if not isinstance(kid, str) or not isinstance(context, str):
+    if not isinstance(kid, str) or not kid.isascii():
         raise RejectedBlobError(f"the header of {name} has no usable kid")
+    if not isinstance(context, str) or not context.isascii():
+        raise RejectedBlobError(f"the header of {name} has no usable aad")
     sealed = Sealed(
         iv=_decode(parts[2], f"the IV of {name}"),
         ciphertext=_decode(parts[3], f"the body of {name}"),

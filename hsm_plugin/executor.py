@@ -52,11 +52,15 @@ class Executor:
                 raise ExpiredError("the deadline passed before the token was free")
             return function(*args, **kwargs)
 
+        loop = asyncio.get_running_loop()
+        future = self._pool.submit(guarded)
         self._queued += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, guarded)
-        finally:
-            self._queued -= 1
+        # Not when the caller leaves: a thread that runs cannot be stopped, and keeps its place.
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
+        return await asyncio.wrap_future(future)
+
+    def _leave(self) -> None:
+        self._queued -= 1
 
     def close(self) -> None:
         """End the threads after the calls that run; those that only wait are dropped."""

@@ -40,7 +40,10 @@ class _TextFormatter(logging.Formatter):
         fields = " ".join(
             f"{key}={json.dumps(value, default=str)}" for key, value in _fields(record).items()
         )
-        message = record.getMessage().replace("\n", "\\n")
+        message = "".join(
+            char if char.isprintable() else char.encode("unicode_escape").decode()
+            for char in record.getMessage()
+        )
         return f"{_time(record)} {record.levelname} {message} {fields}".rstrip()
 
 

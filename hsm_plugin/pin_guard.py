@@ -81,6 +81,8 @@ class PinGuard:
             outcome = Outcome(kept["outcome"])
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise _unusable(self._path, error) from None
         except (ValueError, KeyError, TypeError):
             raise PinRefusedError(
                 f"the record of PIN attempts {self._path} is damaged",
@@ -93,6 +95,12 @@ class PinGuard:
         text = json.dumps(
             {"outcome": outcome.value, "salt": salt.hex(), "hash": _hash(pin, salt).hex()}
         )
+        try:
+            self._write(text)
+        except OSError as error:
+            raise _unusable(self._path, error) from None
+
+    def _write(self, text: str) -> None:
         handle, name = tempfile.mkstemp(prefix=".pin-guard-", dir=self._path.parent)
         try:
             with os.fdopen(handle, "w") as file:
@@ -104,6 +112,13 @@ class PinGuard:
             Path(name).unlink(missing_ok=True)
             raise
         _sync_folder(self._path.parent)
+
+
+def _unusable(path: Path, error: OSError) -> PinRefusedError:
+    return PinRefusedError(
+        f"the record of PIN attempts {path} cannot be used: {error.strerror}",
+        hint="no PIN is tried without it; check HSM_PLUGIN_STATE_DIR, its mode and its space",
+    )
 
 
 def _hash(pin: str, salt: bytes) -> bytes:

@@ -347,12 +347,7 @@ class Pkcs11Store:
         """See KeyStore."""
 
         def read(thread: _ThreadSession) -> SigningKey:
-            private = _one(thread, ObjectClass.PRIVATE_KEY, SIGNING_KEY_LABEL, key_id)
-            if not private[Attribute.SENSITIVE] or private[Attribute.EXTRACTABLE]:
-                raise ConflictError(
-                    "the signing key can leave the token, so it is not used",
-                    hint="generate a new one with another key id",
-                )
+            _resident(thread, key_id)
             public = _one(thread, ObjectClass.PUBLIC_KEY, SIGNING_KEY_LABEL, key_id)
             return _described(key_id, public)
 
@@ -362,7 +357,7 @@ class Pkcs11Store:
         """See KeyStore."""
 
         def compute(thread: _ThreadSession) -> bytes:
-            key = _one(thread, ObjectClass.PRIVATE_KEY, SIGNING_KEY_LABEL, key_id)
+            key = _resident(thread, key_id)
             if (key.key_type is KeyType.RSA) is not algorithm.is_rsa:
                 raise ConflictError(
                     f"the signing key cannot make {algorithm.value} signatures",
@@ -459,6 +454,22 @@ def _one(thread: _ThreadSession, kind: ObjectClass, label: str, object_id: bytes
         )
     thread.handles[(kind, object_id)] = found[0]
     return found[0]
+
+
+def _resident(thread: _ThreadSession, key_id: bytes) -> Any:
+    """Return the private key; ConflictError when it can leave the token.
+
+    Checked at its first use in a session: a token never loosens either attribute afterwards.
+    """
+    is_checked = (ObjectClass.PRIVATE_KEY, key_id) in thread.handles
+    key = _one(thread, ObjectClass.PRIVATE_KEY, SIGNING_KEY_LABEL, key_id)
+    if not is_checked and (not key[Attribute.SENSITIVE] or key[Attribute.EXTRACTABLE]):
+        del thread.handles[(ObjectClass.PRIVATE_KEY, key_id)]
+        raise ConflictError(
+            "the signing key can leave the token, so it is not used",
+            hint="generate a new one with another key id",
+        )
+    return key
 
 
 def _generate_pair(session: Any, key_id: bytes, algorithm: KeyAlgorithm) -> None:

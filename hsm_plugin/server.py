@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from hsm_plugin import socket_file
 from hsm_plugin.config import MESH_GID, ServeConfig
 from hsm_plugin.connection import Connection, TokenState
-from hsm_plugin.errors import HsmPluginError
+from hsm_plugin.errors import ConfigError, HsmPluginError
 from hsm_plugin.executor import Executor
 from hsm_plugin.log import event
 from hsm_plugin.pin_file import read_pin
@@ -64,7 +64,10 @@ class Edge:
         request: _Request,
     ) -> _Response:
         """Return the response, or abort with the status of the error."""
-        deadline = time.monotonic() + min(context.time_remaining() or _MAX_SECONDS, _MAX_SECONDS)
+        # None without a deadline, whatever the stubs' types say.
+        remaining: float | None = context.time_remaining()
+        allowed = _MAX_SECONDS if remaining is None else min(remaining, _MAX_SECONDS)
+        deadline = time.monotonic() + allowed
         try:
             return await self._executor.run(deadline, call, request)
         except HsmPluginError as error:
@@ -256,8 +259,14 @@ def _server(
 
 def _listen(server: grpc.aio.Server, config: ServeConfig) -> None:
     socket_file.claim(config.socket)
-    with socket_file.narrow_umask():
-        server.add_insecure_port(f"unix:{config.socket}")
+    try:
+        with socket_file.narrow_umask():
+            server.add_insecure_port(f"unix:{config.socket}")
+    except RuntimeError:
+        raise ConfigError(
+            f"the socket {config.socket} cannot be made",
+            hint="choose a SOCKET in a folder that this process may write",
+        ) from None
     if not socket_file.share_with_group(config.socket, MESH_GID):
         event(
             "socket.group",

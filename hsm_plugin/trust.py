@@ -5,6 +5,7 @@ keyCertSign of each issuer, strength of keys and hashes, critical extensions tha
 understood, and that the path ends at an imported root, byte for byte.
 """
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from cryptography import x509
@@ -17,6 +18,8 @@ from hsm_plugin.errors import NoTrustedRootError, RejectedChainError
 
 MAX_CERTIFICATES = 16
 MAX_CERTIFICATE_BYTES = 64 << 10
+_MAX_STEPS = 64
+"""Certificates put on a path, taken off again included: bounds what a hostile chain costs."""
 MIN_RSA_BITS = 2048
 _STRONG_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _STRONG_CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
@@ -27,22 +30,30 @@ _UNDERSTOOD = {
     ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
 }
 _PEM_MARK = b"-----BEGIN CERTIFICATE-----"
+_FORM_HINT = "give one X.509 certificate, PEM or DER"
 
 
 def load_certificate(blob: bytes, name: str) -> x509.Certificate:
     """Return the one certificate in a PEM or DER blob; RejectedChainError otherwise."""
     if not blob:
-        raise RejectedChainError(f"{name} is empty")
+        raise RejectedChainError(f"{name} is empty", hint=_FORM_HINT)
     if len(blob) > MAX_CERTIFICATE_BYTES:
-        raise RejectedChainError(f"{name} has {len(blob)} bytes, more than {MAX_CERTIFICATE_BYTES}")
+        raise RejectedChainError(
+            f"{name} has {len(blob)} bytes, more than {MAX_CERTIFICATE_BYTES}", hint=_FORM_HINT
+        )
     if blob.count(_PEM_MARK) > 1:
         raise RejectedChainError(f"{name} holds more than one certificate", hint="pass one each")
     try:
         if _PEM_MARK in blob:
-            return x509.load_pem_x509_certificate(blob)
-        return x509.load_der_x509_certificate(blob)
+            certificate = x509.load_pem_x509_certificate(blob)
+        else:
+            certificate = x509.load_der_x509_certificate(blob)
+        _ = certificate.subject, certificate.issuer  # read lazily: a name may be malformed
     except ValueError:
-        raise RejectedChainError(f"{name} is not a certificate in PEM or DER") from None
+        raise RejectedChainError(
+            f"{name} is not a certificate in PEM or DER", hint=_FORM_HINT
+        ) from None
+    return certificate
 
 
 def check_root(root: x509.Certificate, now: datetime) -> None:
@@ -74,9 +85,35 @@ def verify_chain(
     if len(certificates) > MAX_CERTIFICATES:
         raise RejectedChainError(f"more than {MAX_CERTIFICATES} certificates were given")
     *others, target = certificates
-    path = [target]
-    while not _is_anchor(path[-1], roots):
-        path.append(_issuer_of(path[-1], [*roots, *others], path))
+    return _verified([target], [*roots, *others], roots, now, iter(range(_MAX_STEPS)))
+
+
+def _verified(
+    path: list[x509.Certificate],
+    candidates: list[x509.Certificate],
+    roots: list[x509.Certificate],
+    now: datetime,
+    steps: Iterator[int],
+) -> list[x509.Certificate]:
+    """Return the first continuation that passes every check; raises the first one's refusal.
+
+    A CA renewed with its key, or signed by two others, opens more than one way.
+    """
+    if _is_anchor(path[-1], roots):
+        _check_path(path, now)
+        return path
+    refusal: RejectedChainError | None = None
+    for issuer in _issuers_of(path[-1], candidates, path):
+        if next(steps, None) is None:
+            raise RejectedChainError("the certificates can be put together in too many ways")
+        try:
+            return _verified([*path, issuer], candidates, roots, now, steps)
+        except RejectedChainError as error:
+            refusal = refusal or error
+    raise refusal or RejectedChainError("no issuer was found")
+
+
+def _check_path(path: list[x509.Certificate], now: datetime) -> None:
     for certificate in path:
         _check_validity(certificate, now)
         _check_strength(certificate)
@@ -84,22 +121,22 @@ def verify_chain(
     for below, issuer in enumerate(path[1:]):
         between = [entry for entry in path[1 : below + 1] if entry.issuer != entry.subject]
         _check_issuer(issuer, below=len(between))
-    return path
 
 
 def _is_anchor(certificate: x509.Certificate, roots: list[x509.Certificate]) -> bool:
     return any(certificate == root for root in roots)
 
 
-def _issuer_of(
+def _issuers_of(
     certificate: x509.Certificate,
     candidates: list[x509.Certificate],
     path: list[x509.Certificate],
-) -> x509.Certificate:
+) -> list[x509.Certificate]:
+    """Return those not on the path yet whose name and key are the issuer's: at least one."""
     named = [entry for entry in candidates if entry.subject == certificate.issuer]
-    for issuer in named:
-        if issuer not in path and _signed_by(certificate, issuer):
-            return issuer
+    issuers = [entry for entry in named if entry not in path and _signed_by(certificate, entry)]
+    if issuers:
+        return issuers
     if not named:
         raise RejectedChainError(
             f"the issuer of {_name(certificate)} is neither imported nor in the chain",
@@ -208,6 +245,7 @@ def _name(certificate: x509.Certificate) -> str:
         subject = certificate.subject.rfc4514_string()
     except ValueError:
         subject = ""
+    subject = "".join(char if char.isprintable() else "?" for char in subject)
     return f'certificate "{subject[:200]}"' if subject else "a certificate without a subject"
 
 

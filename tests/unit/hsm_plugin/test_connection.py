@@ -1,0 +1,175 @@
+"""The loop finds the token, finds it again, and waits for a new PIN after a refusal."""
+# ruff: noqa: ASYNC240 - small files of the test itself
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from hsm_plugin import connection
+from hsm_plugin.connection import Connection, TokenState
+from hsm_plugin.errors import HsmPluginError, HsmUnavailableError, PinRefusedError
+from hsm_plugin.keys import TokenIdentity
+
+IDENTITY = TokenIdentity(label="mesh", serial="1", model="m", slot_id=1)
+USABLE, LOST = TokenState.USABLE, TokenState.LOST
+
+
+@dataclass(slots=True)
+class ScriptedToken:
+    """Answers each connect with the next entry; the last is repeated."""
+
+    script: list[HsmPluginError | None]
+    attempts: int = 0
+    probes: int = 0
+    is_connected: bool = False
+    fails_probe: bool = False
+
+    def connect(self) -> TokenIdentity:
+        self.attempts += 1
+        outcome = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        if outcome is not None:
+            raise outcome
+        self.is_connected = True
+        return IDENTITY
+
+    def probe(self) -> None:
+        self.probes += 1
+        if self.fails_probe:
+            self.fails_probe = self.is_connected = False
+            raise HsmUnavailableError("gone")
+
+
+@dataclass(slots=True)
+class Run:
+    """A loop on a scripted token, and the states that it reported."""
+
+    token: ScriptedToken
+    pin_file: Path
+    states: list[TokenState] = field(default_factory=list)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async def note(state: TokenState) -> None:
+            self.states.append(state)
+
+        task = asyncio.create_task(Connection(self.token, self.pin_file, note).run())
+        try:
+            async with asyncio.timeout(30):
+                while not condition():  # noqa: ASYNC110 - the condition is not an event
+                    await asyncio.sleep(0.001)
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+@pytest.fixture
+def pin_file(tmp_path: Path) -> Path:
+    path = tmp_path / "pin"
+    path.write_text("1111")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_POLL_SECONDS", 0.001)
+    monkeypatch.setattr(connection, "_PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(connection, "_FIRST_BACKOFF_SECONDS", 0.001)
+
+
+async def test_a_found_token_is_usable(pin_file: Path) -> None:
+    run = Run(ScriptedToken([None]), pin_file)
+    await run.until(lambda: run.states == [USABLE])
+    assert run.token.attempts == 1
+
+
+async def test_an_unreachable_token_is_looked_for_until_it_is_there(pin_file: Path) -> None:
+    away = HsmUnavailableError("away")
+    run = Run(ScriptedToken([away, away, away, None]), pin_file)
+    await run.until(lambda: run.states == [USABLE])
+    assert run.token.attempts == 4
+
+
+async def test_a_lost_token_is_reported_and_found_again(pin_file: Path) -> None:
+    run = Run(ScriptedToken([None]), pin_file)
+
+    def lose() -> bool:
+        if run.states == [USABLE]:
+            run.token.is_connected = False
+        return len(run.states) >= 3
+
+    await run.until(lose)
+    assert run.states == [USABLE, LOST, USABLE]
+    assert run.token.attempts == 2
+
+
+async def test_a_silent_loss_is_found_by_the_probe(pin_file: Path) -> None:
+    run = Run(ScriptedToken([None], fails_probe=True), pin_file)
+    await run.until(lambda: len(run.states) >= 3)
+    assert run.states == [USABLE, LOST, USABLE]
+
+
+async def test_after_a_refusal_nothing_is_tried_until_the_file_changes(pin_file: Path) -> None:
+    run = Run(ScriptedToken([PinRefusedError("refused"), None]), pin_file)
+    polls = 0
+
+    def change_late() -> bool:
+        nonlocal polls
+        polls += 1
+        if polls == 100:
+            assert run.token.attempts == 1
+            pin_file.write_text("22222")
+        return run.states == [USABLE]
+
+    await run.until(change_late)
+    assert polls >= 100
+    assert run.token.attempts == 2
+
+
+@pytest.mark.parametrize("way", ["same length", "replaced", "through a link"])
+async def test_a_new_pin_is_noticed_however_it_is_written(pin_file: Path, way: str) -> None:
+    if way == "through a link":
+        first, second = pin_file.with_name("1"), pin_file.with_name("2")
+        first.write_text("1111")
+        second.write_text("2222")
+        pin_file.unlink()
+        pin_file.symlink_to(first)
+    run = Run(ScriptedToken([PinRefusedError("refused"), None]), pin_file)
+
+    def change() -> bool:
+        if run.token.attempts == 1:
+            if way == "same length":
+                pin_file.write_text("2222")
+            else:
+                other = pin_file.with_name("other")
+                if way == "replaced":
+                    other.write_text("2222")
+                else:
+                    other.symlink_to(second)
+                other.replace(pin_file)
+        return run.states == [USABLE]
+
+    await run.until(change)
+
+
+async def test_a_pin_file_that_appears_later_is_noticed(pin_file: Path) -> None:
+    pin_file.unlink()
+    run = Run(ScriptedToken([PinRefusedError("no file"), None]), pin_file)
+
+    def appear() -> bool:
+        if run.token.attempts == 1 and not pin_file.exists():
+            pin_file.write_text("1111")
+        return run.states == [USABLE]
+
+    await run.until(appear)
+
+
+async def test_the_tokens_state_is_read_again_long_after_a_refusal(
+    pin_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_RECHECK_SECONDS", 0.01)
+    run = Run(ScriptedToken([PinRefusedError("locked"), None]), pin_file)
+    await run.until(lambda: run.states == [USABLE])

@@ -1,0 +1,103 @@
+"""The edge turns errors into statuses, and lets nothing else out."""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+import grpc
+import pytest
+
+from hsm_plugin.errors import BadRequestError, HsmPluginError
+from hsm_plugin.executor import Executor
+from hsm_plugin.server import Edge
+
+
+class Aborted(Exception):  # noqa: N818 - what gRPC's own abort raises has no public name
+    """What a real context's abort raises."""
+
+
+class Context:
+    """The two methods of a call's context that the edge uses."""
+
+    def __init__(self, remaining: float | None = None) -> None:
+        self._remaining = remaining
+        self.answer: tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]] | None = None
+
+    def time_remaining(self) -> float | None:
+        return self._remaining
+
+    async def abort(
+        self,
+        code: grpc.StatusCode,
+        details: str = "",
+        trailing_metadata: tuple[tuple[str, bytes], ...] = (),
+    ) -> NoReturn:
+        self.answer = (code, details, trailing_metadata)
+        raise Aborted
+
+
+@pytest.fixture
+def edge() -> Iterator[Edge]:
+    executor = Executor(workers=1, queue_limit=1)
+    yield Edge(executor)
+    executor.close()
+
+
+def raiser(error: Exception) -> Callable[[str], str]:
+    def call(_: str) -> str:
+        raise error
+
+    return call
+
+
+async def answered(edge: Edge, context: Context, call: Callable[[str], str]) -> str:
+    return await edge.answer(context, call, "request")  # type: ignore[arg-type] # the part it uses
+
+
+async def test_an_answer_passes(edge: Edge) -> None:
+    assert await answered(edge, Context(), str.upper) == "REQUEST"
+
+
+async def test_our_error_is_a_status_with_its_hint_apart(edge: Edge) -> None:
+    context = Context()
+    with pytest.raises(Aborted):
+        await answered(edge, context, raiser(BadRequestError("cause", hint="do this")))
+    assert context.answer == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "cause (do this)",
+        (("hint-bin", b"do this"),),
+    )
+
+
+async def test_an_error_without_a_hint_sends_none(edge: Edge) -> None:
+    context = Context()
+    with pytest.raises(Aborted):
+        await answered(edge, context, raiser(HsmPluginError("cause")))
+    assert context.answer == (grpc.StatusCode.INTERNAL, "cause", ())
+
+
+async def test_an_unforeseen_error_is_internal_and_its_words_stay_inside(
+    edge: Edge, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = Context()
+    with caplog.at_level(logging.INFO), pytest.raises(Aborted):
+        await answered(edge, context, raiser(ValueError("canary")))
+    assert context.answer is not None
+    assert context.answer[0] is grpc.StatusCode.INTERNAL
+    assert "canary" not in context.answer[1] + caplog.text
+    assert vars(caplog.records[-1])["error"] == "ValueError"
+
+
+async def test_a_call_with_no_time_left_never_runs(edge: Edge) -> None:
+    context = Context(remaining=0.0)
+    calls: list[str] = []
+
+    def call(request: str) -> str:
+        calls.append(request)
+        return "answer"
+
+    with pytest.raises(Aborted):
+        await answered(edge, context, call)
+    assert calls == []
+    assert context.answer is not None
+    assert context.answer[0] is grpc.StatusCode.DEADLINE_EXCEEDED
