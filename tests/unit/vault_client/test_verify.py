@@ -1,0 +1,126 @@
+"""Only a set whose parts can work together is published."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.hsm_credentials import FOUR_KEYS, make_credentials
+from tests.support.pki import issue
+from vault_client.delivery import FileNames
+from vault_client.errors import InvalidSetError
+from vault_client.secret import Secret
+from vault_client.verify import Verified, verify
+
+NOW = datetime.now(UTC)
+GOOD = make_credentials()
+NAMES = FileNames()
+
+
+def judged(
+    more: Mapping[str, str | None] | None = None,
+    *,
+    now: datetime = NOW,
+    names: FileNames = NAMES,
+) -> Verified:
+    """Return the verdict on the good values with some replaced; None is a value of no string."""
+    values = {
+        key: None if value is None else Secret(value.encode())
+        for key, value in {**GOOD, **(more or {})}.items()
+    }
+    return verify(values, 7, names, now)
+
+
+def faults(**more: str | None) -> str:
+    with pytest.raises(InvalidSetError) as caught:
+        judged(more)
+    for value in GOOD.values():
+        assert value not in f"{caught.value} {caught.value.hint}"
+    return str(caught.value)
+
+
+def test_a_good_set_comes_out_under_its_file_names_with_its_version() -> None:
+    verified = judged()
+    files = {name: secret.reveal().decode() for name, secret in verified.delivered.files.items()}
+    assert files == {NAMES.by_key()[key]: GOOD[key] for key in FOUR_KEYS}
+    assert verified.delivered.version == 7
+    assert set(verified.expiries) == {"clientcert.pem", "servercert.pem"}
+
+
+@pytest.mark.parametrize("key", FOUR_KEYS)
+def test_a_missing_part_is_named(key: str) -> None:
+    values = {name: Secret(value.encode()) for name, value in GOOD.items() if name != key}
+    with pytest.raises(InvalidSetError, match=f"{key} is missing"):
+        verify(values, 1, NAMES, NOW)
+
+
+def test_a_key_written_in_another_case_is_pointed_out() -> None:
+    values = {name.lower(): Secret(value.encode()) for name, value in GOOD.items()}
+    with pytest.raises(InvalidSetError, match="there is pin: keys are case-sensitive"):
+        verify(values, 1, NAMES, NOW)
+
+
+def test_a_number_is_no_pin() -> None:
+    assert "PIN is not a string" in faults(PIN=None)
+
+
+def test_a_key_of_another_certificate_is_refused() -> None:
+    assert "does not belong" in faults(clientkey=make_credentials()["clientkey"])
+
+
+def test_an_encrypted_key_is_refused() -> None:
+    key = issue("client").key.private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"password")
+    )
+    assert "clientkey is encrypted" in faults(clientkey=key.decode())
+
+
+@pytest.mark.parametrize("key", ["clientcert", "clientkey", "servercert"])
+def test_a_pem_that_was_cut_off_is_refused(key: str) -> None:
+    assert f"{key} is no PEM" in faults(**{key: GOOD[key][:100]})
+
+
+def test_an_expired_and_a_future_certificate_are_refused() -> None:
+    with pytest.raises(InvalidSetError, match="clientcert expired at"):
+        judged(now=NOW + timedelta(days=31))
+    with pytest.raises(InvalidSetError, match="clientcert is not valid before"):
+        judged(now=NOW - timedelta(days=31))
+
+
+@pytest.mark.parametrize("pin", ["", "123", "x" * 256, " 1234", "12\n34", "12\x0034", "pïn4"])
+def test_a_pin_that_no_token_takes_is_refused(pin: str) -> None:
+    with pytest.raises(InvalidSetError, match="PIN"):
+        judged({"PIN": pin})
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_line_end_that_a_file_brings_along_is_taken_off_the_pin(end: str) -> None:
+    assert judged({"PIN": f"1234{end}"}).delivered.files["pin"].reveal() == b"1234"
+
+
+def test_all_faults_are_named_together() -> None:
+    text = faults(clientcert="x", clientkey="y", PIN="")
+    assert text.count(";") == 2
+
+
+def test_further_keys_are_carried_unjudged_but_must_be_there() -> None:
+    names = FileNames(extra=(("more", "more.txt"),))
+    files = judged({"more": "any\x00thing"}, names=names).delivered.files
+    assert files["more.txt"].reveal() == b"any\x00thing"
+    with pytest.raises(InvalidSetError, match="more is missing"):
+        judged(names=names)
+
+
+@given(st.sampled_from(FOUR_KEYS), st.text(max_size=50))
+def test_no_value_breaks_the_judgement(key: str, value: str) -> None:
+    try:
+        judged({key: value})
+    except InvalidSetError as error:
+        assert str(error)  # noqa: PT017 - either outcome is right, a crash is not

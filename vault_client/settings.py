@@ -1,0 +1,108 @@
+"""What the process can be told: plain frozen values, already judged."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vault_client.delivery import FileNames
+from vault_client.errors import Cause
+from vault_client.files import Permissions
+from vault_client.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class KubernetesLogin:
+    """A login with a service account's token, at a kubernetes or a jwt mount."""
+
+    mount: str
+    role: str
+    jwt_path: Path
+    audience: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AppRoleLogin:
+    """A login with two ids, each in a file of its own."""
+
+    mount: str
+    role_id_path: Path
+    secret_id_path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFileLogin:
+    """No login: a token that somebody else obtains and keeps in a file."""
+
+    token_path: Path
+
+
+Login = KubernetesLogin | AppRoleLogin | TokenFileLogin
+
+
+@dataclass(frozen=True, slots=True)
+class CaFile:
+    """The CA certificates that alone are trusted, in a PEM file."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class CaConfigMap:
+    """The same under the key `cert` of a ConfigMap; None stands for the pod's own namespace."""
+
+    name: str
+    namespace: str | None
+    api_server: str
+    service_account: Path
+
+
+CaSource = CaFile | CaConfigMap | None
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAddress:
+    """Where health and metrics are served."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """Where the consumer writes the generation that it has taken up, and how long to wait."""
+
+    path: Path
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that the process is told from outside."""
+
+    address: str
+    namespace: str | None
+    ca: CaSource
+    login: Login
+    kv_path: str
+    names: FileNames
+    output: Path
+    permissions: Permissions
+    allow_disk: bool
+    poll_seconds: float
+    retry_cap_seconds: float
+    ca_refresh_seconds: float
+    request_timeout_seconds: float
+    once_timeout_seconds: float
+    policies: Mapping[Cause, Policy]
+    wipe_on_exit: bool
+    http: HttpAddress | None
+    acknowledgement: Acknowledgement | None
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """How events are written."""
+
+    form: Literal["text", "json"]
+    level: str
