@@ -1,0 +1,187 @@
+"""Who is calling: a client certificate or a signed token -> caller."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Protocol
+
+import jwt
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+
+from istiod_ca_bridge.errors import ConfigError, UnauthenticatedError
+from istiod_ca_bridge.identity import WorkloadIdentity, parse_spiffe_id, workload_identity
+
+MAX_TOKEN_BYTES = 16 << 10
+MAX_KEYS = 32
+TOKEN_LEEWAY = timedelta(seconds=30)
+TOKEN_ALGORITHMS = ("RS256", "RS384", "RS512", "ES256", "ES384")
+_KEY_TYPES = {"RSA", "EC"}
+
+
+class Method(Enum):
+    """What the caller proved itself with."""
+
+    CERTIFICATE = "certificate"
+    TOKEN = "token"  # noqa: S105 - a method, no token
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A workload that proved who it is."""
+
+    identity: WorkloadIdentity
+    method: Method
+    pod: str = ""
+
+
+class TokenAuthenticator(Protocol):
+    """Turns a bearer token into the caller it was issued to."""
+
+    async def authenticate(self, token: str) -> Caller:
+        """Return the caller; UnauthenticatedError says why not, without the token."""
+        ...
+
+
+def caller_of_certificate(der: bytes, trust_domain: str, now: datetime) -> Caller:
+    """Return the caller of a client certificate whose chain TLS verified already.
+
+    The certificate must be valid now, no CA, and have exactly one URI: the SPIFFE identity of a
+    workload in our trust domain.
+    """
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        extensions = certificate.extensions
+    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension):
+        raise UnauthenticatedError("the client certificate is malformed") from None
+    if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
+        raise UnauthenticatedError("the client certificate is expired or not valid yet")
+    uris: list[str] = []
+    for extension in extensions:
+        if isinstance(extension.value, x509.BasicConstraints) and extension.value.ca:
+            raise UnauthenticatedError("the client certificate is a CA's")
+        if isinstance(extension.value, x509.SubjectAlternativeName):
+            uris = extension.value.get_values_for_type(x509.UniformResourceIdentifier)
+    if len(uris) != 1:
+        raise UnauthenticatedError(f"the client certificate has {len(uris)} URIs instead of one")
+    identity = parse_spiffe_id(uris[0])
+    if identity.trust_domain != trust_domain:
+        raise UnauthenticatedError("the client certificate is of another trust domain")
+    return Caller(identity, Method.CERTIFICATE)
+
+
+def key_set(document: object) -> dict[str, jwt.PyJWK]:
+    """Return the public keys of a JWKS (RFC 7517, section 5) by id.
+
+    Symmetric keys and keys of unknown kinds are left out; ConfigError when nothing is left.
+    """
+    entries = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(entries, list) or len(entries) > MAX_KEYS:
+        raise ConfigError(f"the JWKS is not a document with 1 to {MAX_KEYS} keys")
+    keys: dict[str, jwt.PyJWK] = {}
+    for entry in entries:
+        if not isinstance(entry, dict) or entry.get("kty") not in _KEY_TYPES or "d" in entry:
+            continue
+        try:
+            key = jwt.PyJWK(entry)
+        except (jwt.PyJWTError, ValueError):
+            continue
+        if key.algorithm_name in TOKEN_ALGORITHMS:
+            keys[key.key_id or ""] = key
+    if not keys:
+        raise ConfigError("the JWKS holds no usable public key", hint="RSA, P-256 or P-384")
+    return keys
+
+
+class SignedTokenAuthenticator:
+    """Verifies projected ServiceAccount tokens by their issuer's public keys."""
+
+    def __init__(
+        self,
+        keys: Callable[[], Mapping[str, jwt.PyJWK]],
+        issuer: str,
+        audiences: tuple[str, ...],
+        trust_domain: str,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._keys = keys
+        self._issuer = issuer
+        self._audiences = audiences
+        self._trust_domain = trust_domain
+        self._clock = clock
+
+    async def authenticate(self, token: str) -> Caller:
+        """Return the ServiceAccount's workload; UnauthenticatedError otherwise."""
+        claims = self._verified(token)
+        self._check_times(claims)
+        return _caller(claims, self._trust_domain)
+
+    def _verified(self, token: str) -> Mapping[str, object]:
+        if not token or len(token) > MAX_TOKEN_BYTES:
+            raise UnauthenticatedError(f"the token is empty or over {MAX_TOKEN_BYTES} bytes")
+        try:
+            key_id = jwt.get_unverified_header(token).get("kid", "")
+            key = self._keys().get(key_id) if isinstance(key_id, str) else None
+            if key is None:
+                raise UnauthenticatedError("the token is signed by a key that is not trusted")
+            claims: Mapping[str, object] = jwt.decode(
+                token,
+                key,
+                algorithms=[key.algorithm_name],
+                audience=self._audiences,
+                issuer=self._issuer,
+                options={
+                    "require": ["exp", "iss", "aud", "sub"],
+                    # Checked in _check_times, by the clock that is passed in.
+                    "verify_exp": False,
+                    "verify_nbf": False,
+                    "verify_iat": False,
+                },
+            )
+        except jwt.PyJWTError as error:
+            raise UnauthenticatedError(
+                f"the token is refused: {_REASONS.get(type(error), 'it is malformed')}"
+            ) from None
+        return claims
+
+    def _check_times(self, claims: Mapping[str, object]) -> None:
+        now = self._clock().timestamp()
+        leeway = TOKEN_LEEWAY.total_seconds()
+        expires = claims.get("exp")
+        starts = claims.get("nbf", claims.get("iat", 0))
+        if not isinstance(expires, int | float) or not isinstance(starts, int | float):
+            raise UnauthenticatedError("the token is refused: it is malformed")
+        if now >= expires + leeway:
+            raise UnauthenticatedError("the token is refused: it is expired")
+        if now < starts - leeway:
+            raise UnauthenticatedError("the token is refused: it is not valid yet")
+
+
+_REASONS: dict[type[Exception], str] = {
+    jwt.InvalidSignatureError: "its signature is wrong",
+    jwt.InvalidAudienceError: "its audience is not ours",
+    jwt.InvalidIssuerError: "its issuer is not trusted",
+    jwt.InvalidAlgorithmError: "its algorithm is not the key's",
+    jwt.MissingRequiredClaimError: "it lacks a claim",
+}
+
+
+def _caller(claims: Mapping[str, object], trust_domain: str) -> Caller:
+    """Return the caller that the `kubernetes.io` claims and the subject agree on."""
+    kubernetes = claims.get("kubernetes.io")
+    namespace = _text(kubernetes, "namespace")
+    account = _text(_child(kubernetes, "serviceaccount"), "name")
+    if claims.get("sub") != f"system:serviceaccount:{namespace}:{account}":
+        raise UnauthenticatedError("the token is refused: it is not of a ServiceAccount")
+    identity = workload_identity(trust_domain, namespace, account)
+    return Caller(identity, Method.TOKEN, pod=_text(_child(kubernetes, "pod"), "name")[:253])
+
+
+def _child(claims: object, key: str) -> object:
+    return claims.get(key) if isinstance(claims, dict) else None
+
+
+def _text(claims: object, key: str) -> str:
+    value = _child(claims, key)
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,110 @@
+"""The command line: `serve`.
+
+Exit codes: 0 stopped in order, 1 an operator must act, 2 the command or its settings are wrong.
+"""
+
+import argparse
+import asyncio
+import ctypes
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from istiod_ca_bridge.config import Config, read_config
+from istiod_ca_bridge.errors import BridgeError, ConfigError
+from istiod_ca_bridge.log import event_log
+from istiod_ca_bridge.server import serve
+
+_ENVIRONMENT = """\
+environment (durations as 24h or 1h30m; lists by comma):
+  BRIDGE_STORE               kubernetes (default) or directory
+  BRIDGE_STORE_DIR           the directory: <dir>/<secret name>/<key>
+  KUBECONFIG                 a cluster to talk to from outside; in a pod, unset
+  POD_NAMESPACE              namespace of the Secrets (istio-system)
+  KEY_MANAGEMENT_ENDPOINT    the HSM plugin's socket (/var/run/hsm-socket/.sock)
+  KEY_MANAGEMENT_KEY_ID      KEK id; required
+  CA_KEY_MODE                resident (default: signs in the HSM) or sealed (in memory)
+  CA_KEY_ALGORITHM           rsa-2048 (default), rsa-3072, rsa-4096, ecdsa-p256, ecdsa-p384
+  TRUST_DOMAIN               SPIFFE trust domain (cluster.local)
+  CLUSTER_ID                 the cluster whose tokens are accepted (Kubernetes)
+  CA_LISTEN                  host:port of the CA service (0.0.0.0:15012)
+  CA_SERVER_NAMES            DNS names of its certificate
+  CA_MAX_CONNECTIONS         at once (4096)
+  HEALTH_LISTEN              host:port of gRPC health in the clear; unset: on CA_LISTEN only
+  JWKS_FILE                  public keys of the token issuer; unset: no tokens
+  TOKEN_ISSUER               the tokens' iss; required with JWKS_FILE
+  TOKEN_AUDIENCES            accepted audiences (istio-ca)
+  DEFAULT_WORKLOAD_CERT_TTL  lifetime when none is asked for (24h)
+  MAX_WORKLOAD_CERT_TTL      longest lifetime (2160h)
+  ROOT_CERT_FILE             write the served roots here
+  DRAIN_DURATION             how long requests may end after SIGTERM (10s)
+  LOG_FORMAT                 text (default) or json
+"""
+_PR_SET_DUMPABLE = 4
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Return the exit code."""
+    _parser().parse_args(arguments)
+    _protect_memory()
+    try:
+        config = read_config()
+        asyncio.run(_serve(config))
+    except BridgeError as error:
+        return _fail(error)
+    except BaseExceptionGroup as group:
+        ours = _first(group)
+        if ours is None:
+            raise
+        return _fail(ours)
+    return 0
+
+
+async def _serve(config: Config) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await serve(config, lambda: datetime.now(UTC), event_log(config.log_format), stop)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="istiod-ca-bridge", description="Istio's CA service, signing by an HSM."
+    )
+    parser.add_argument("--version", action="version", version=version("istio-hsm"))
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser(
+        "serve",
+        help="bring the CA key to life and serve certificates",
+        description="Bring the CA key to life, wait for its certificate, and serve.",
+        epilog=_ENVIRONMENT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def _protect_memory() -> None:
+    """No core dump shows a key; as many connections as the host allows."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BridgeError | None:
+    """Return the one of our errors that ended the task group."""
+    for error in group.exceptions:
+        found = _first(error) if isinstance(error, BaseExceptionGroup) else error
+        if isinstance(found, BridgeError):
+            return found
+    return None
+
+
+def _fail(error: BridgeError) -> int:
+    hint = error.hint or "the log above says what led here"
+    sys.stderr.write(f"error: {error}\nhint: {hint}\n")
+    return 2 if isinstance(error, ConfigError) else 1

@@ -1,0 +1,236 @@
+"""Settings, read once from the environment and validated at once."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from istiod_ca_bridge.errors import BridgeError, ConfigError
+from istiod_ca_bridge.identity import check_trust_domain
+from istiod_ca_bridge.lifecycle import KeyMode
+from istiod_ca_bridge.policy import TtlPolicy
+from istiod_ca_bridge.signer import RSA_BITS, KeyAlgorithm
+
+T = TypeVar("T")
+
+_DURATION = re.compile(r"(?=.)(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_MIN_TTL = timedelta(minutes=1)
+_MAX_TTL = timedelta(days=3650)
+_DNS_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9](?:[-a-z0-9.]*[a-z0-9])?")
+_NAMESPACE = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
+_MAX_PORT = 65535
+_MAX_ID_BYTES = 128
+
+
+_SERVER_NAMES = "istiod-ca-bridge.istio-system.svc,istiod.istio-system.svc,localhost"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What `serve` needs to know."""
+
+    store_directory: Path | None
+    """None: Kubernetes Secrets."""
+
+    kubeconfig: Path | None
+    namespace: str
+    plugin_socket: Path
+    kek_id: str
+    key_mode: KeyMode
+    key_algorithm: KeyAlgorithm
+    trust_domain: str
+    cluster_id: str
+    listen: Address
+    server_names: tuple[str, ...]
+    max_connections: int
+    health_listen: Address | None
+    jwks_file: Path | None
+    token_issuer: str
+    token_audiences: tuple[str, ...]
+    ttl: TtlPolicy
+    root_cert_file: Path | None
+    drain: timedelta
+    log_format: Literal["text", "json"]
+
+
+def read_config(environment: Mapping[str, str] | None = None) -> Config:
+    """Return the settings, or raise one ConfigError that names every fault."""
+    reader = _Reader(os.environ if environment is None else environment)
+    config = Config(
+        store_directory=reader.store_directory(),
+        kubeconfig=reader.optional_path("KUBECONFIG"),
+        namespace=reader.one("POD_NAMESPACE", "istio-system", _namespace),
+        plugin_socket=reader.one("KEY_MANAGEMENT_ENDPOINT", "/var/run/hsm-socket/.sock", _socket),
+        kek_id=reader.one("KEY_MANAGEMENT_KEY_ID", "", _kek_id),
+        key_mode=reader.one("CA_KEY_MODE", "resident", KeyMode, _choices(KeyMode)),
+        key_algorithm=reader.one(
+            "CA_KEY_ALGORITHM", "rsa-2048", _algorithm, _choices(KeyAlgorithm)
+        ),
+        trust_domain=reader.one("TRUST_DOMAIN", "cluster.local", check_trust_domain),
+        cluster_id=reader.text("CLUSTER_ID", "Kubernetes"),
+        listen=reader.one("CA_LISTEN", "0.0.0.0:15012", _address),
+        server_names=reader.one("CA_SERVER_NAMES", _SERVER_NAMES, _dns_names),
+        max_connections=reader.one("CA_MAX_CONNECTIONS", "4096", _connections, "1 to 100000"),
+        health_listen=reader.optional("HEALTH_LISTEN", _address),
+        jwks_file=reader.optional_path("JWKS_FILE"),
+        token_issuer=reader.text("TOKEN_ISSUER", ""),
+        token_audiences=_list(reader.text("TOKEN_AUDIENCES", "istio-ca")),
+        ttl=TtlPolicy(
+            default=reader.one("DEFAULT_WORKLOAD_CERT_TTL", "24h", _ttl),
+            maximum=reader.one("MAX_WORKLOAD_CERT_TTL", "2160h", _ttl),
+        ),
+        root_cert_file=reader.optional_path("ROOT_CERT_FILE"),
+        drain=reader.one("DRAIN_DURATION", "10s", _duration),
+        log_format=reader.log_format(),
+    )
+    reader.check_together(config)
+    reader.finish()
+    return config
+
+
+class _Reader:
+    """Reads variables one by one and gathers what is wrong with them."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self._faults: list[str] = []
+
+    def text(self, name: str, default: str) -> str:
+        return self._environment.get(name, "").strip() or default
+
+    def one(self, name: str, default: str, parse: Callable[[str], T], wanted: str = "") -> T:
+        text = self.text(name, default)
+        try:
+            return parse(text)
+        except (ValueError, BridgeError) as error:
+            self._faults.append(
+                f"{name} must be {wanted}, not {text!r}" if wanted else f"{name}: {error}"
+            )
+            return _UNREADABLE  # type: ignore[return-value]  # never used: finish() raises
+
+    def optional(self, name: str, parse: Callable[[str], T]) -> T | None:
+        return self.one(name, "", parse) if self.text(name, "") else None
+
+    def optional_path(self, name: str) -> Path | None:
+        text = self.text(name, "")
+        return Path(text) if text else None
+
+    def store_directory(self) -> Path | None:
+        kind = self.text("BRIDGE_STORE", "kubernetes")
+        directory = self.optional_path("BRIDGE_STORE_DIR")
+        if kind not in {"kubernetes", "directory"}:
+            self._faults.append(f"BRIDGE_STORE must be kubernetes or directory, not {kind!r}")
+        elif kind == "directory" and directory is None:
+            self._faults.append("BRIDGE_STORE_DIR is not set")
+        elif kind == "directory" and directory is not None and not directory.is_dir():
+            self._faults.append(f"BRIDGE_STORE_DIR: {directory} is not a directory")
+        return directory if kind == "directory" else None
+
+    def log_format(self) -> Literal["text", "json"]:
+        text = self.text("LOG_FORMAT", "text")
+        if text not in {"text", "json"}:
+            self._faults.append(f"LOG_FORMAT must be text or json, not {text!r}")
+        return "json" if text == "json" else "text"
+
+    def check_together(self, config: Config) -> None:
+        if config.key_mode is KeyMode.SEALED and config.key_algorithm not in (
+            *RSA_BITS,
+            _UNREADABLE,
+        ):
+            self._faults.append("CA_KEY_MODE=sealed needs an RSA CA_KEY_ALGORITHM")
+        if config.jwks_file is not None and not config.token_issuer:
+            self._faults.append("TOKEN_ISSUER is not set, and JWKS_FILE is")
+        ttl = config.ttl
+        if _UNREADABLE not in (ttl.default, ttl.maximum) and ttl.default > ttl.maximum:
+            self._faults.append("DEFAULT_WORKLOAD_CERT_TTL is over MAX_WORKLOAD_CERT_TTL")
+
+    def finish(self) -> None:
+        if self._faults:
+            raise ConfigError("; ".join(self._faults), hint="see `istiod-ca-bridge serve --help`")
+
+
+_UNREADABLE: object = object()
+
+
+def _choices(kind: type[KeyMode] | type[KeyAlgorithm]) -> str:
+    return "one of " + ", ".join(entry.value for entry in kind)
+
+
+def _algorithm(text: str) -> KeyAlgorithm:
+    return KeyAlgorithm(text.lower().replace("_", "-"))
+
+
+def _kek_id(text: str) -> str:
+    if not text:
+        raise ValueError("it is not set")
+    if len(text) > _MAX_ID_BYTES or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError(f"it must be 1 to {_MAX_ID_BYTES} visible ASCII characters")
+    return text
+
+
+def _socket(text: str) -> Path:
+    path = Path(text.removeprefix("unix://").removeprefix("unix:"))
+    if not path.is_absolute():
+        raise ValueError("it must be the absolute path of the HSM plugin's socket")
+    return path
+
+
+def _namespace(text: str) -> str:
+    if not _NAMESPACE.fullmatch(text):
+        raise ValueError("it is not the name of a namespace")
+    return text
+
+
+def _address(text: str) -> Address:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > _MAX_PORT:
+        raise ValueError("it must be host:port")
+    return Address(host.strip("[]") or "::", int(port))
+
+
+def _dns_names(text: str) -> tuple[str, ...]:
+    names = _list(text)
+    if any(not _DNS_NAME.fullmatch(name) for name in names):
+        raise ValueError("it must be DNS names, separated by commas")
+    return names
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(entry.strip() for entry in text.split(",") if entry.strip())
+
+
+def _connections(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 100_000:  # noqa: PLR2004 - said in the message
+        raise ValueError(text)
+    return number
+
+
+def _duration(text: str) -> timedelta:
+    """Return a Go duration in hours, minutes and seconds."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError("it must be a duration such as 24h or 1h30m")
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return timedelta(hours=hours, minutes=minutes, seconds=seconds)
+
+
+def _ttl(text: str) -> timedelta:
+    lifetime = _duration(text)
+    if not _MIN_TTL <= lifetime <= _MAX_TTL:
+        raise ValueError("it must be 1m to 87600h")
+    return lifetime

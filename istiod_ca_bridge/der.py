@@ -1,0 +1,84 @@
+"""The few DER shapes that wrap what `cryptography` encodes (X.690, section 8)."""
+
+from datetime import datetime
+
+from cryptography.x509 import Extension, ExtensionType
+
+_SEQUENCE = 0x30
+_INTEGER = 0x02
+_BIT_STRING = 0x03
+_OCTET_STRING = 0x04
+_OBJECT_IDENTIFIER = 0x06
+_UTC_TIME = 0x17
+_GENERALIZED_TIME = 0x18
+_CRITICAL = b"\x01\x01\xff"
+_FIRST_GENERALIZED_YEAR = 2050
+"""RFC 5280, section 4.1.2.5: UTCTime through 2049, GeneralizedTime after."""
+
+_SHORT = 0x80
+_HIGH_BIT = 0x80
+
+
+def tlv(tag: int, value: bytes) -> bytes:
+    """Return tag, length and value."""
+    size = len(value)
+    if size < _SHORT:
+        return bytes((tag, size)) + value
+    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return bytes((tag, _SHORT | len(length))) + length + value
+
+
+def sequence(*parts: bytes) -> bytes:
+    """Return a SEQUENCE of encoded parts."""
+    return tlv(_SEQUENCE, b"".join(parts))
+
+
+def context(number: int, value: bytes) -> bytes:
+    """Return a constructed, explicitly tagged [number]."""
+    return tlv(0xA0 | number, value)
+
+
+def unsigned(number: int) -> bytes:
+    """Return a non-negative INTEGER."""
+    return tlv(_INTEGER, number.to_bytes(number.bit_length() // 8 + 1, "big"))
+
+
+def bit_string(value: bytes) -> bytes:
+    """Return a BIT STRING of whole bytes."""
+    return tlv(_BIT_STRING, b"\x00" + value)
+
+
+def time(moment: datetime) -> bytes:
+    """Return a Time of an aware UTC datetime, to the second."""
+    if moment.year < _FIRST_GENERALIZED_YEAR:
+        return tlv(_UTC_TIME, moment.strftime("%y%m%d%H%M%SZ").encode())
+    return tlv(_GENERALIZED_TIME, moment.strftime("%Y%m%d%H%M%SZ").encode())
+
+
+def object_identifier(dotted: str) -> bytes:
+    """Return an OBJECT IDENTIFIER."""
+    first, second, *others = (int(arc) for arc in dotted.split("."))
+    return tlv(
+        _OBJECT_IDENTIFIER, b"".join(_base128(arc) for arc in (40 * first + second, *others))
+    )
+
+
+def extension(entry: Extension[ExtensionType]) -> bytes:
+    """Return an Extension (RFC 5280, section 4.1) whose value `cryptography` encodes."""
+    return sequence(
+        object_identifier(entry.oid.dotted_string),
+        _CRITICAL if entry.critical else b"",
+        tlv(_OCTET_STRING, entry.value.public_bytes()),
+    )
+
+
+def signed(to_be_signed: bytes, algorithm_identifier: bytes, signature: bytes) -> bytes:
+    """Return a certificate or certification request from its parts."""
+    return sequence(to_be_signed, algorithm_identifier, bit_string(signature))
+
+
+def _base128(arc: int) -> bytes:
+    groups = [arc & 0x7F]
+    while arc := arc >> 7:
+        groups.append(arc & 0x7F | _HIGH_BIT)
+    return bytes(reversed(groups))

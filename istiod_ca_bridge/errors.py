@@ -1,0 +1,73 @@
+"""What can go wrong, one class for each decision that a caller makes.
+
+`str(error)` says what happened and why, `error.hint` what to do next. Neither ever holds a
+token, a private key or a plaintext.
+"""
+
+
+class BridgeError(Exception):
+    """The base of every error that this package raises on purpose."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ConfigError(BridgeError):
+    """The process was started with settings that cannot work; mend them and start again."""
+
+
+class UnauthenticatedError(BridgeError):
+    """The caller did not prove who it is."""
+
+
+class InvalidIdentityError(UnauthenticatedError):
+    """A name is not a SPIFFE identity of a workload in this mesh."""
+
+
+class RefusedRequestError(BridgeError):
+    """The request cannot succeed as it stands, whoever sends it."""
+
+
+class ForbiddenError(BridgeError):
+    """The caller is known and may not have what it asks for."""
+
+
+class NotServingError(BridgeError):
+    """There is no CA certificate to issue under now; the caller tries again."""
+
+
+class OverloadedError(BridgeError):
+    """Too many requests wait already; the caller tries again later."""
+
+
+class WrongProductError(BridgeError):
+    """A signed certificate is not what was granted; it must not leave."""
+
+
+class KeyServiceUnavailableError(BridgeError):
+    """The HSM plugin did not answer in time, or cannot reach its HSM; tried again."""
+
+
+class KeyServiceNotPreparedError(KeyServiceUnavailableError):
+    """The plugin answers, and lacks something an operator brings: a KEK, a root, a PIN."""
+
+
+class KeyServiceRefusedError(BridgeError):
+    """The plugin refuses the request as it stands; the same request never succeeds."""
+
+
+class StoreUnavailableError(BridgeError):
+    """The Secrets cannot be read or written now; tried again."""
+
+
+class SecretExistsError(BridgeError):
+    """Another writer made the Secret first; read it again."""
+
+
+class CorruptSecretError(BridgeError):
+    """A Secret exists and cannot be used; nothing is made anew over it, an operator decides."""
+
+
+class RefusedChainError(BridgeError):
+    """A CA certificate chain is not one this CA may serve with; another one is waited for."""

@@ -1,0 +1,104 @@
+"""Kubernetes Secrets as the store; the only user of the Kubernetes client."""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import urllib3.exceptions
+from kubernetes import client, config
+
+from istiod_ca_bridge.errors import ConfigError, SecretExistsError, StoreUnavailableError
+from istiod_ca_bridge.store import SECRET_TYPE
+
+_TIMEOUT_SECONDS = (5, 10)
+"""To connect, to answer."""
+
+_NOT_FOUND = 404
+_CONFLICT = 409
+_RIGHTS = {401, 403}
+
+
+class KubernetesStore:
+    """A SecretStore on the Secrets of one namespace."""
+
+    def __init__(self, core: client.CoreV1Api, namespace: str) -> None:
+        self._core = core
+        self._namespace = namespace
+
+    async def read(self, name: str) -> Mapping[str, bytes] | None:
+        """Return the Secret's data; None when it does not exist."""
+        return await asyncio.to_thread(self._read, name)
+
+    async def create(self, name: str, values: Mapping[str, bytes]) -> None:
+        """Create the Secret, or raise SecretExistsError."""
+        await asyncio.to_thread(self._create, name, values)
+
+    def _read(self, name: str) -> Mapping[str, bytes] | None:
+        try:
+            secret: Any = self._core.read_namespaced_secret(
+                name, self._namespace, _request_timeout=_TIMEOUT_SECONDS
+            )
+            return {
+                key: base64.b64decode(value, validate=True)
+                for key, value in (secret.data or {}).items()
+            }
+        except client.ApiException as error:
+            if error.status == _NOT_FOUND:
+                return None
+            raise _unavailable("read", name, error) from None
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise _unreachable(error) from None
+        except (binascii.Error, ValueError, TypeError):
+            raise StoreUnavailableError(f"the API server's answer on {name} is malformed") from None
+
+    def _create(self, name: str, values: Mapping[str, bytes]) -> None:
+        body = client.V1Secret(
+            metadata=client.V1ObjectMeta(name=name, namespace=self._namespace),
+            type=SECRET_TYPE,
+            data={key: base64.b64encode(value).decode() for key, value in values.items()},
+        )
+        try:
+            self._core.create_namespaced_secret(
+                self._namespace, body, _request_timeout=_TIMEOUT_SECONDS
+            )
+        except client.ApiException as error:
+            if error.status == _CONFLICT:
+                raise SecretExistsError(f"{name} exists") from None
+            raise _unavailable("create", name, error) from None
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise _unreachable(error) from None
+
+
+def kubernetes_store(kubeconfig: Path | None, namespace: str) -> KubernetesStore:
+    """Return the store of this pod's cluster, or of a kubeconfig; ConfigError without either."""
+    configuration = client.Configuration()
+    try:
+        if kubeconfig is None:
+            config.load_incluster_config(  # type: ignore[no-untyped-call]  # untyped driver
+                client_configuration=configuration
+            )
+        else:
+            config.load_kube_config(  # type: ignore[no-untyped-call]  # untyped driver
+                str(kubeconfig), client_configuration=configuration
+            )
+    except (config.ConfigException, OSError) as error:
+        raise ConfigError(
+            f"no Kubernetes API to talk to: {error}",
+            hint="run in a pod with a ServiceAccount, set KUBECONFIG, or BRIDGE_STORE=directory",
+        ) from None
+    configuration.retries = False
+    return KubernetesStore(client.CoreV1Api(client.ApiClient(configuration)), namespace)
+
+
+def _unavailable(verb: str, name: str, error: client.ApiException) -> StoreUnavailableError:
+    hint = f"grant {verb} on Secret {name}" if error.status in _RIGHTS else ""
+    return StoreUnavailableError(
+        f"the API server answers {error.status} to {verb} of Secret {name}", hint=hint
+    )
+
+
+def _unreachable(error: Exception) -> StoreUnavailableError:
+    return StoreUnavailableError(f"the API server cannot be reached: {type(error).__name__}")

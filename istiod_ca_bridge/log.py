@@ -1,0 +1,91 @@
+"""Structured, event-named lines on stderr: key=value text, or one JSON object a line."""
+
+import json
+import logging
+import re
+import sys
+from datetime import UTC, datetime
+from typing import Literal
+
+_PLAIN = re.compile(r"[A-Za-z0-9._:/@+,=-]{1,500}")
+_MAX_VALUE = 1000
+
+Value = str | int | float | bool | datetime
+
+
+class EventLog:
+    """Names events and their facts; a value is cut and quoted, never interpreted."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+
+    def debug(self, event: str, **facts: Value) -> None:
+        """Log what only helps to find a fault."""
+        self._log(logging.DEBUG, event, facts)
+
+    def info(self, event: str, **facts: Value) -> None:
+        """Log what went as it should."""
+        self._log(logging.INFO, event, facts)
+
+    def warning(self, event: str, **facts: Value) -> None:
+        """Log what someone should look at."""
+        self._log(logging.WARNING, event, facts)
+
+    def error(self, event: str, **facts: Value) -> None:
+        """Log what stops the work."""
+        self._log(logging.ERROR, event, facts)
+
+    def _log(self, level: int, event: str, facts: dict[str, Value]) -> None:
+        if self._logger.isEnabledFor(level):
+            self._logger.log(level, event, extra={"facts": facts})
+
+
+def event_log(style: Literal["text", "json"]) -> EventLog:
+    """Return the process's log, set up to write to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter() if style == "json" else _TextFormatter())
+    logger = logging.getLogger("istiod_ca_bridge")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    return EventLog(logger)
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        facts = "".join(f" {key}={_quoted(value)}" for key, value in _facts(record).items())
+        return f"{_moment(record)} {record.levelname.lower()} {record.getMessage()}{facts}"
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        head = {
+            "time": _moment(record),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        return json.dumps(head | {key: _bounded(value) for key, value in _facts(record).items()})
+
+
+def _facts(record: logging.LogRecord) -> dict[str, Value]:
+    facts: dict[str, Value] = getattr(record, "facts", {})
+    return facts
+
+
+def _moment(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return f"{moment:%FT%T}.{moment.microsecond // 1000:03d}Z"
+
+
+def _bounded(value: Value) -> str | int | float | bool:
+    if isinstance(value, datetime):
+        return f"{value:%FT%TZ}"
+    return value[:_MAX_VALUE] if isinstance(value, str) else value
+
+
+def _quoted(value: Value) -> str:
+    bounded = _bounded(value)
+    if isinstance(bounded, bool):
+        return "true" if bounded else "false"
+    text = str(bounded)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)

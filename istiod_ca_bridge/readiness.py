@@ -1,0 +1,63 @@
+"""Whether the CA could sign now: asked of the key itself, told by gRPC health."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+
+from istiod_ca_bridge.authority import Authority
+from istiod_ca_bridge.errors import BridgeError
+from istiod_ca_bridge.log import EventLog
+from istiod_ca_bridge.signer import Signer, is_signature
+
+_PROBE = b"istiod-ca-bridge readiness probe; this is no certificate"
+_INTERVAL_SECONDS = 5.0
+_WAITING_INTERVAL_SECONDS = 0.5
+
+
+class Readiness:
+    """Looks often while not ready, and every few seconds while ready."""
+
+    def __init__(
+        self,
+        serving: Callable[[], Authority | None],
+        publish: Callable[[bool], Awaitable[None]],
+        clock: Callable[[], datetime],
+        log: EventLog,
+    ) -> None:
+        self._serving = serving
+        self._publish = publish
+        self._clock = clock
+        self._log = log
+
+    async def watch(self) -> None:
+        """Publish each change until cancelled."""
+        told = "starting"
+        while True:
+            reason = await self._reason()
+            if reason != told:
+                await self._publish(not reason)
+                if reason:
+                    self._log.warning("health.not_serving", reason=reason)
+                else:
+                    self._log.info("health.serving")
+                told = reason
+            await asyncio.sleep(_WAITING_INTERVAL_SECONDS if reason else _INTERVAL_SECONDS)
+
+    async def _reason(self) -> str:
+        """Return why the CA could not sign now; empty when it could."""
+        authority = self._serving()
+        if authority is None:
+            return "the CA has no certificate yet"
+        if self._clock() >= authority.not_after:
+            return f"the CA certificate expired at {authority.not_after:%FT%TZ}"
+        return await _cannot_sign(authority.signer)
+
+
+async def _cannot_sign(signer: Signer) -> str:
+    try:
+        signature = await signer.sign(_PROBE)
+    except BridgeError as error:
+        return str(error)
+    if is_signature(signer.public_key, signature, _PROBE):
+        return ""
+    return "the CA key's signature does not verify"
