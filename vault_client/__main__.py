@@ -41,11 +41,11 @@ def main() -> None:
     """Run the command and exit with its code."""
     options = _parser().parse_args()
     try:
-        config = load(os.environ)
+        config = load()
         if options.command == "healthcheck":
             sys.exit(_healthcheck(config))
         _harden()
-        configure(load_logging(os.environ))
+        configure(load_logging())
         # The probe, run every few seconds, must not pay for the import of hvac.
         from vault_client.daemon import deliver  # noqa: PLC0415
 

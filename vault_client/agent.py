@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from vault_client.consumer import CredentialConsumer
-from vault_client.delivery import FileNames
+from vault_client.delivery import FileNames, Published
 from vault_client.errors import Cause, DeadlineError, DeliveryError, InternalError
-from vault_client.files import Published, Publisher
+from vault_client.files import Publisher
 from vault_client.lease import Backoff, poll_wait
 from vault_client.logs import Log
 from vault_client.metrics import Metrics

@@ -3,15 +3,16 @@
 Every mistake is reported at once, each with a line that says how to mend it.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from vault_client.delivery import FileNames
+from vault_client.delivery import FileNames, Permissions
 from vault_client.errors import Cause, ConfigError
-from vault_client.files import MANIFEST, Permissions
+from vault_client.files import MANIFEST
 from vault_client.policy import DEFAULT_POLICIES, Policy
 from vault_client.settings import (
     Acknowledgement,
@@ -79,7 +80,7 @@ class _Reader:
         return Path(value) if value else default
 
 
-def load(environment: Mapping[str, str]) -> Config:
+def load(environment: Mapping[str, str] = os.environ) -> Config:
     """Return the settings, or raise one ConfigError that names every mistake."""
     read = _Reader(environment)
     config = Config(
@@ -116,7 +117,7 @@ def load(environment: Mapping[str, str]) -> Config:
     return config
 
 
-def load_logging(environment: Mapping[str, str]) -> LogConfig:
+def load_logging(environment: Mapping[str, str] = os.environ) -> LogConfig:
     """Return how to log; a value that is not known falls back, `load` need not have succeeded."""
     form = environment.get("LOG_FORMAT", "text").strip().lower()
     level = environment.get("LOG_LEVEL", "info").strip().upper()

@@ -1,7 +1,8 @@
-"""What is delivered: the files of one secret, as one set."""
+"""What is delivered: the files of one secret as one set, whose they are, and what is in place."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from vault_client.secret import Secret
 
@@ -38,3 +39,27 @@ class FileNames:
             "servercert": self.server_cert,
             "PIN": self.pin,
         } | dict(self.extra)
+
+
+@dataclass(frozen=True, slots=True)
+class Permissions:
+    """The mode of the files and who owns them; None leaves the process's own ids."""
+
+    file_mode: int = 0o400
+    uid: int | None = None
+    gid: int | None = None
+
+    @property
+    def directory_mode(self) -> int:
+        """Return the mode of a generation's directory: whoever may read a file may look in."""
+        group = 0o050 if self.file_mode & 0o040 else 0
+        return 0o700 | group
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The generation that `..data` points to."""
+
+    generation: str
+    version: int | None
+    published_at: datetime

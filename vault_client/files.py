@@ -16,11 +16,10 @@ import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from vault_client.delivery import SecretSet
+from vault_client.delivery import Permissions, Published, SecretSet
 from vault_client.errors import TargetError
 from vault_client.secret import Secret
 
@@ -29,30 +28,6 @@ DATA = "..data"
 _NEW_DATA = "..data_tmp"
 _NEW_LINK = "..link_tmp"
 _MEMORY_FILESYSTEMS = frozenset({"tmpfs", "ramfs"})
-
-
-@dataclass(frozen=True, slots=True)
-class Permissions:
-    """The mode of the files and who owns them; None leaves the process's own ids."""
-
-    file_mode: int = 0o400
-    uid: int | None = None
-    gid: int | None = None
-
-    @property
-    def directory_mode(self) -> int:
-        """Return the mode of a generation's directory: whoever may read a file may look in."""
-        group = 0o050 if self.file_mode & 0o040 else 0
-        return 0o700 | group
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """The generation that `..data` points to."""
-
-    generation: str
-    version: int | None
-    published_at: datetime
 
 
 class Publisher:

@@ -23,7 +23,7 @@ class Log:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._last: tuple[str, float] = ("", float("-inf"))
+        self._last: dict[str, tuple[str, float]] = {}
 
     def debug(self, event: str, **fields: Field) -> None:
         """Write an event that only matters when looking closely."""
@@ -39,11 +39,11 @@ class Log:
 
     def thinned(self, event: str, *, same: str, every_seconds: float, **fields: Field) -> None:
         """Write a warning, or at debug level if the `same` one was written a short while ago."""
-        said, when = self._last
+        said, when = self._last.get(event, ("", float("-inf")))
         if said == same and self._clock() - when < every_seconds:
             self._write(logging.DEBUG, event, fields)
             return
-        self._last = (same, self._clock())
+        self._last[event] = (same, self._clock())
         self._write(logging.WARNING, event, fields)
 
     def unexpected(self, event: str, error: BaseException) -> None:

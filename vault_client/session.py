@@ -27,6 +27,8 @@ from vault_client.settings import Login, TokenFileLogin
 from vault_client.trust import TrustSource
 from vault_client.vault import Vault
 
+_REPEAT_WARNING_SECONDS = 600.0
+
 Connect = Callable[[bytes | None], Vault]
 
 
@@ -103,7 +105,10 @@ class VaultSession:
     def _connected(self) -> Vault:
         pem = self._trust.certificates()
         if self._trust.problem is not None:
-            self._log.warning("ca.stale", reason=str(self._trust.problem))
+            problem = str(self._trust.problem)
+            self._log.thinned(
+                "ca.stale", same=problem, every_seconds=_REPEAT_WARNING_SECONDS, reason=problem
+            )
         if self._vault is None or pem != self._ca_pem:
             if self._vault is not None:
                 self._vault.close()

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vault_client.delivery import FileNames
+from vault_client.delivery import FileNames, Permissions
 from vault_client.errors import Cause
-from vault_client.files import Permissions
 from vault_client.policy import Policy
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
 
+from vault_client.delivery import Published
 from vault_client.errors import Cause, DeliveryError
-from vault_client.files import Published
 
 
 class State(Enum):

@@ -137,8 +137,15 @@ class OpenBao:
         self._await(lambda: self.health() == 200)
 
     def write(self, path: str, body: Json | None = None) -> Json:
-        """Write as root and return the answer."""
-        return self._request("POST", path, body)
+        """Write as root and return the answer; a KV engine just mounted is waited for."""
+        ends = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                return self._request("POST", path, body)
+            except RuntimeError as error:
+                if "Upgrading from non-versioned" not in str(error) or time.monotonic() > ends:
+                    raise
+            time.sleep(0.05)
 
     def read(self, path: str) -> Json:
         """Read as root and return the answer."""

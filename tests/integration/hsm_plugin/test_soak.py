@@ -31,6 +31,8 @@ from tests.support.softhsm import SoftHsm
 
 SECONDS = float(os.environ.get("HSM_SOAK_SECONDS", "30"))
 CLIENTS = 8
+_GRPC_THREAD = "event_engine"
+_MAX_GRPC_THREADS = 16
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -149,6 +151,8 @@ class Usage:
 
     files: int
     threads: int
+    """Without those of gRPC's event engine, which adds one when its pool is busy for a while."""
+    grpc_threads: int
     resident_kib: int
 
 
@@ -157,11 +161,20 @@ def usage(plugin: Plugin) -> Usage:
     status = dict(
         line.split(":", 1) for line in (process / "status").read_text().splitlines() if ":" in line
     )
+    names = [name for task in (process / "task").iterdir() if (name := _name(task))]
     return Usage(
         files=len(list((process / "fd").iterdir())),
-        threads=int(status["Threads"]),
+        threads=len(names) - names.count(_GRPC_THREAD),
+        grpc_threads=names.count(_GRPC_THREAD),
         resident_kib=int(status["VmRSS"].split()[0]),
     )
+
+
+def _name(task: Path) -> str:
+    try:
+        return (task / "comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):  # the thread has just ended
+        return ""
 
 
 def prepare(keys: KeyManagementServiceStub, signing: SigningServiceStub) -> Fixed:
@@ -200,20 +213,27 @@ def test_eight_clients_at_once_get_right_answers_only_and_nothing_grows(
     with plugins.running(hsm, folder) as plugin:
         with plugin.keys() as keys, plugin.signing() as signing:
             fixed = prepare(keys, signing)
-        deadline = time.monotonic() + SECONDS
 
-        def run(number: int) -> Counter[str]:
+        def run(number: int, deadline: float) -> Counter[str]:
             with plugin.channel() as channel:
                 stubs = KeyManagementServiceStub(channel), SigningServiceStub(channel)
                 return Client(*stubs, fixed, random.Random(number)).work(deadline)  # noqa: S311 - picks calls
 
-        with ThreadPoolExecutor(CLIENTS + 1) as pool:
-            watching = pool.submit(watch, plugin, deadline, stop)
-            try:
-                counts = sum(pool.map(run, range(CLIENTS)), Counter[str]())
-            finally:
-                stop.set()
-            samples = watching.result()
+        def crowd(seconds: float) -> tuple[Counter[str], list[Usage]]:
+            deadline = time.monotonic() + seconds
+            with ThreadPoolExecutor(CLIENTS + 1) as pool:
+                watching = pool.submit(watch, plugin, deadline, stop)
+                try:
+                    counts = pool.map(run, range(CLIENTS), [deadline] * CLIENTS)
+                    return sum(counts, Counter[str]()), watching.result()
+                finally:
+                    stop.set()
+
+        crowd(1.0)  # brings the threads and sessions that stay
+        stop.clear()
+        at_rest_before = settled(plugin)
+        counts, samples = crowd(SECONDS)
+        at_rest_after = settled(plugin)
         assert plugin.health() == plugins.SERVING
         assert not plugin.events("rpc.failed")
         assert not plugin.events("token.unavailable")
@@ -222,9 +242,10 @@ def test_eight_clients_at_once_get_right_answers_only_and_nothing_grows(
     assert len(counts) == 7
     assert len(samples) >= 10
     early, late = samples[len(samples) // 10 : len(samples) // 2], samples[len(samples) // 2 :]
-    for name in ("files", "threads"):
-        before, after = (max(getattr(entry, name) for entry in part) for part in (early, late))
-        assert after <= before, f"{name} grew from {before} to {after}"
+    # Under load the token's files come and go: what counts is what stays open afterwards.
+    assert at_rest_after.files <= at_rest_before.files
+    assert max(it.threads for it in late) <= max(it.threads for it in early)
+    assert max(entry.grpc_threads for entry in samples) <= _MAX_GRPC_THREADS
     grown = max(entry.resident_kib for entry in late) - max(entry.resident_kib for entry in early)
     with capsys.disabled():
         sys.stdout.write(f" soak: {counts.total()} steps in {SECONDS:g} s, RSS {grown:+} KiB ")

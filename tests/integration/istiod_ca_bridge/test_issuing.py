@@ -47,8 +47,10 @@ def openssl_verifies(folder: Path, workload: harness.Workload) -> bool:
         (folder / f"{name}.pem").write_text(text)
     return (
         subprocess.run(
-            ["openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-CAfile", "root.pem"]
-            + ["-untrusted", "untrusted.pem", "leaf.pem"],
+            [
+                *("openssl", "verify", "-x509_strict", "-purpose", "sslserver"),
+                *("-CAfile", "root.pem", "-untrusted", "untrusted.pem", "leaf.pem"),
+            ],
             cwd=folder,
             capture_output=True,
             check=False,

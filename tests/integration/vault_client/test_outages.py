@@ -1,5 +1,6 @@
 """Each cause is a state of its own, the last good set stays or goes as its policy says."""
 
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -224,7 +225,7 @@ def test_a_clock_that_differs_from_vaults_is_named_as_the_cause(mesh: Mesh) -> N
     with stub_server(lambda body: 400 if body == b"{}" else 403, {"Date": ahead}) as address:
         done = run_client(against(mesh, address), "--once")
     assert done.returncode == 77
-    assert "Vault's clock is 3600 s ahead of ours" in done.stderr.replace("3599", "3600")
+    assert re.search(r"Vault's clock is 3[56]\d\d s ahead of ours", done.stderr)
 
 
 def test_a_token_of_the_future_points_at_the_issuers_clock(mesh: Mesh) -> None:

@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from vault_client.delivery import SecretSet
-from vault_client.files import Permissions, Publisher, read_published
+from tests.integration.vault_client.conftest import Mesh
+from vault_client.delivery import Permissions, SecretSet
+from vault_client.files import Publisher, read_published
 from vault_client.secret import Secret
 
 KILLS = 200
@@ -114,6 +115,17 @@ def test_a_kill_at_each_file_operation_of_one_publish_leaves_the_old_set_or_the_
     assert outcomes[-1], "the publish that was not killed did not arrive"
     assert len(outcomes) > 20
     assert not outcomes[0]
+
+
+def test_a_client_that_takes_over_from_a_killed_one_keeps_the_set(mesh: Mesh) -> None:
+    with mesh.client() as killed:
+        killed.wait_status(state="ready")
+        generation = killed.status()["generation"]
+        killed.running.kill()
+        killed.running.wait()
+    with mesh.client() as successor:
+        assert successor.wait_status(state="ready")["generation"] == generation
+        assert successor.count("set.published") == 0
 
 
 def publish_until_killed(root: Path, number: int, operation: int) -> None:

@@ -86,9 +86,29 @@ def test_another_value_is_tried_after_a_crash_although_the_token_counted_a_wrong
 
 def test_the_attempt_is_on_record_before_it_is_made(path: Path, guard: PinGuard) -> None:
     guard.permit("1111", CALM)
-    assert json.loads(path.read_text())["outcome"] == "pending"
+    assert list(json.loads(path.read_text())["attempts"].values()) == ["pending"]
     guard.refused("1111")
-    assert json.loads(path.read_text())["outcome"] == "refused"
+    assert list(json.loads(path.read_text())["attempts"].values()) == ["refused"]
+
+
+def test_every_value_refused_since_the_last_success_is_remembered(
+    path: Path, guard: PinGuard
+) -> None:
+    for wrong in ("1111", "2222", "3333"):
+        guard.permit(wrong, CALM)
+        guard.refused(wrong)
+    for wrong in ("1111", "2222", "3333"):
+        with pytest.raises(PinRefusedError, match="refused before"):
+            PinGuard(path).permit(wrong, CALM)
+    guard.permit("4444", CALM)
+    guard.settled()
+    guard.permit("1111", CALM)
+
+
+def test_of_many_refused_values_the_record_stays_bounded(path: Path, guard: PinGuard) -> None:
+    for number in range(70):
+        guard.refused(f"{number:04}")
+    assert len(json.loads(path.read_text())["attempts"]) == 64
 
 
 def test_a_locked_token_is_never_tried(path: Path, guard: PinGuard) -> None:
@@ -115,10 +135,12 @@ def test_the_last_try_is_left_to_a_person(path: Path, guard: PinGuard) -> None:
         b"7",
         b"\xff\xfe",
         b"{}",
-        b'{"outcome":"refused","salt":"00","hash":7}',
-        b'{"outcome":"refused","salt":"zz","hash":"00"}',
-        b'{"outcome":"allowed","salt":"00","hash":"00"}',
-        b'{"salt":"00","hash":"00"}',
+        b'{"salt":"00"}',
+        b'{"salt":7,"attempts":{}}',
+        b'{"salt":"zz","attempts":{}}',
+        b'{"salt":"00","attempts":[]}',
+        b'{"salt":"00","attempts":{"00":"allowed"}}',
+        b'{"outcome":"refused","salt":"00","hash":"00"}',
     ],
 )
 def test_a_damaged_record_refuses_every_pin_and_says_what_to_do(
@@ -156,12 +178,13 @@ def test_the_record_does_not_hold_the_pin_and_two_records_of_one_pin_differ(
 ) -> None:
     guard.permit("canary-1111", CALM)
     first = path.read_text()
-    guard.refused("canary-1111")
+    guard.settled()
+    guard.permit("canary-1111", CALM)
     second = path.read_text()
     for text in (first, second):
         assert "canary" not in text
         assert b"canary".hex() not in text
-    assert json.loads(first)["hash"] != json.loads(second)["hash"]
+    assert json.loads(first)["attempts"].keys() != json.loads(second)["attempts"].keys()
     assert json.loads(first)["salt"] != json.loads(second)["salt"]
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.vault_client import memory_folder
-from vault_client.delivery import SecretSet
+from vault_client.delivery import Permissions, SecretSet
 from vault_client.errors import TargetError
-from vault_client.files import Permissions, Publisher, read_published
+from vault_client.files import Publisher, read_published
 from vault_client.secret import Secret
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from vault_client.delivery import Published
 from vault_client.errors import (
     Cause,
     DeletedError,
@@ -11,7 +12,6 @@ from vault_client.errors import (
     ForbiddenError,
     SealedError,
 )
-from vault_client.files import Published
 from vault_client.policy import Action, Outage, Policy
 from vault_client.status import State, Status
 
