@@ -60,6 +60,7 @@ def _serve(options: argparse.Namespace) -> int:
                 sessions=options.sessions,
                 queue_limit=options.queue_limit,
                 drain_seconds=options.drain,
+                hang_seconds=options.hang_limit,
             )
         )
     )
@@ -156,6 +157,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     server.add_argument(
         "--drain", type=_duration, default=5.0, help="for calls under way at the end (5s)"
+    )
+    server.add_argument(
+        "--hang-limit",
+        type=_duration,
+        default=config.DEFAULT_HANG_SECONDS,
+        help="for one call of the PKCS#11 module, until its process is replaced (10s)",
     )
     server.add_argument(
         "--log-format", choices=("text", "json"), default=env.get("LOG_FORMAT", "text")

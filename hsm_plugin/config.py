@@ -11,6 +11,9 @@ DEFAULT_SOCKET = "/var/run/hsm-socket/.sock"
 MESH_GID = 1337
 """Group of the mesh's containers, who share the socket."""
 
+DEFAULT_HANG_SECONDS = 10.0
+"""How long one call of the PKCS#11 module may last before its process is replaced."""
+
 _MAX_SOCKET_BYTES = 107
 """sun_path less its final NUL (unix(7))."""
 
@@ -27,6 +30,7 @@ class ServeConfig:
     sessions: int
     queue_limit: int
     drain_seconds: float
+    hang_seconds: float
 
 
 def environment() -> Mapping[str, str]:
@@ -44,6 +48,7 @@ def serve_config(
     sessions: int,
     queue_limit: int,
     drain_seconds: float,
+    hang_seconds: float = DEFAULT_HANG_SECONDS,
 ) -> ServeConfig:
     """Return the settings, or raise one ConfigError that names every fault."""
     faults = [
@@ -70,6 +75,8 @@ def serve_config(
         faults.append("--sessions must be 1 to 256")
     if not 1 <= queue_limit <= 100_000:  # noqa: PLR2004 - said in the message
         faults.append("--queue-limit must be 1 to 100000")
+    if not 0.5 <= hang_seconds <= 600:  # noqa: PLR2004 - said in the message
+        faults.append("--hang-limit must be 500ms to 10m")
     if faults:
         raise ConfigError("; ".join(faults), hint="see `hsm-plugin serve --help`")
     return ServeConfig(
@@ -81,4 +88,5 @@ def serve_config(
         sessions=sessions,
         queue_limit=queue_limit,
         drain_seconds=drain_seconds,
+        hang_seconds=hang_seconds,
     )

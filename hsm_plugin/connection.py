@@ -1,25 +1,30 @@
-"""Keeps the token connected: finds it, watches it, finds it again, and never burns a PIN."""
+"""Keeps the token connected: starts the worker, finds the token, watches it, finds it again.
+
+And never burns a PIN: after a refusal it waits for another PIN, or for the token's own state to
+change. Pauses between attempts grow, with jitter, until a connection has held for a while.
+"""
 
 import asyncio
 import logging
 import os
-import random
+import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from hsm_plugin.errors import HsmPluginError, PinRefusedError
+from hsm_plugin.breaker import STABLE_SECONDS, Backoff, Breaker
+from hsm_plugin.errors import HsmPluginError, ModuleError, PinRefusedError
 from hsm_plugin.keys import TokenIdentity
 from hsm_plugin.log import event
+from hsm_plugin.worker_process import Loss, WorkerProcess
 
 _POLL_SECONDS = 0.25
 _PROBE_SECONDS = 10.0
 _RECHECK_SECONDS = 60.0
 """How long after a refusal the token's state is read again, although the PIN did not change."""
-_FIRST_BACKOFF_SECONDS = 0.5
-_LAST_BACKOFF_SECONDS = 15.0
+_REAP_SECONDS = 1.0
 
 
 class TokenState(Enum):
@@ -29,68 +34,184 @@ class TokenState(Enum):
     LOST = "lost"
 
 
-class Connectable(Protocol):
-    """The part of a token's store that this module drives; every call blocks."""
+class Lost(Protocol):
+    """Why a connection ended."""
 
     @property
-    def is_connected(self) -> bool:
-        """True while the token is usable."""
+    def loss(self) -> Loss:
+        """What is gone."""
 
-    def connect(self) -> TokenIdentity:
-        """Find the token and log in."""
+    @property
+    def reason(self) -> str:
+        """In words."""
 
-    def probe(self) -> None:
+
+class Connectable(Protocol):
+    """The part of the token's client that this module drives."""
+
+    breaker: Breaker
+
+    @property
+    def worker(self) -> WorkerProcess | None:
+        """The worker, running or ended."""
+
+    async def connect(self) -> TokenIdentity:
+        """Find the token and log in, in a new worker when none runs."""
+
+    async def replace(self) -> TokenIdentity:
+        """Log in with what the files hold now, in a new worker that then takes over."""
+
+    def pause(self, seconds: float) -> None:
+        """Tell callers how long the token is left alone."""
+
+    async def probe(self) -> None:
         """Return when the token answers."""
+
+    async def lost(self) -> Lost:
+        """Return when the connection is gone."""
+
+    def kill_if_hung(self) -> None:
+        """End a worker that hangs."""
 
 
 @dataclass(slots=True)
 class Connection:
     """The loop, and what it last met."""
 
-    store: Connectable
+    token: Connectable
     pin_file: Path
     on_change: Callable[[TokenState], Awaitable[None]]
+    _backoff: Backoff = field(default_factory=Backoff)
+    _logging_in: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by whoever tries the PIN: two at once could spend two attempts on one value."""
+    _attempted: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set, and replaced, after each attempt of the loop."""
+    _refused: tuple[PinRefusedError, tuple[int, ...] | None] | None = None
+    """The last attempt's refusal, and the PIN file that it was about."""
+
+    async def reload(self) -> None:
+        """Return when the token is used with what the files hold now.
+
+        PinRefusedError when the token refuses the PIN; the connection in use, if any, stays.
+        """
+        if self.token.breaker.is_open:
+            await self._connected()
+            return
+        async with self._logging_in:
+            identity = await self.token.replace()
+        _log_success(identity, self.pin_file)
+
+    async def _connected(self) -> None:
+        """Return when the loop has connected; PinRefusedError when it waits for another PIN."""
+        while True:
+            if self._refused and self._refused[1] == _fingerprint(self.pin_file):
+                raise self._refused[0]
+            await self._attempted.wait()
+            if not self.token.breaker.is_open:
+                return
 
     async def run(self) -> None:
-        """Never returns; cancel it."""
-        backoff = _FIRST_BACKOFF_SECONDS
-        while True:
-            seen = _fingerprint(self.pin_file)
-            try:
-                identity = await asyncio.to_thread(self.store.connect)
-            except PinRefusedError as error:
-                _log_failure(error)
-                await self._wait_for_new_pin(seen)
-            except HsmPluginError as error:
-                _log_failure(error)
-                await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-                backoff = min(backoff * 2, _LAST_BACKOFF_SECONDS)
-            else:
-                backoff = _FIRST_BACKOFF_SECONDS
-                _log_success(identity, self.pin_file)
-                await self.on_change(TokenState.USABLE)
-                await self._watch()
-                await self.on_change(TokenState.LOST)
+        """Never returns; cancel it. Raises ModuleError when the module cannot be loaded."""
+        guard = asyncio.create_task(self._guard_against_hangs())
+        try:
+            while True:
+                await self._pause()
+                await self._reap()
+                await self._connect_and_watch()
+        finally:
+            guard.cancel()
+
+    async def _connect_and_watch(self) -> None:
+        seen = _fingerprint(self.pin_file)
+        try:
+            identity = await self._connect(seen)
+        except PinRefusedError as error:
+            self._failed(error, time.monotonic() + _POLL_SECONDS)
+            await self._wait_for_new_pin(seen)
+        except ModuleError:
+            raise
+        except HsmPluginError as error:
+            self._failed(error, time.monotonic())
+            self._backoff.expect_trouble()
+        else:
+            _log_success(identity, self.pin_file)
+            await self.on_change(TokenState.USABLE)
+            await self._watch()
+            await self.on_change(TokenState.LOST)
+
+    async def _connect(self, seen: tuple[int, ...] | None) -> TokenIdentity:
+        self._refused = None
+        try:
+            async with self._logging_in:
+                return await self.token.connect()
+        except PinRefusedError as error:
+            self._refused = (error, seen)
+            raise
+        finally:
+            self._attempted.set()
+            self._attempted = asyncio.Event()
 
     async def _watch(self) -> None:
-        """Return when the token is lost."""
-        idle = 0.0
-        while self.store.is_connected:
+        """Return when the connection is lost."""
+        connected_at = time.monotonic()
+        lost = asyncio.ensure_future(self.token.lost())
+        try:
+            while not lost.done():
+                await asyncio.wait({lost}, timeout=_PROBE_SECONDS)
+                if not lost.done():
+                    await self._probe()
+        finally:
+            lost.cancel()
+        if time.monotonic() - connected_at >= STABLE_SECONDS:
+            self._backoff.reset()
+        if lost.result().loss is Loss.HSM:
+            self._backoff.expect_trouble()
+        event(
+            "token.lost",
+            "The token is lost; looking for it",
+            level=logging.WARNING,
+            reason=lost.result().reason,
+        )
+
+    async def _probe(self) -> None:
+        try:
+            await self.token.probe()
+        except HsmPluginError as error:
+            _log_failure(error)
+
+    async def _pause(self) -> None:
+        pause = self._backoff.pause()
+        if pause:
+            self.token.pause(pause)
+            await asyncio.sleep(pause)
+
+    async def _reap(self) -> None:
+        """Log how the worker ended, if it did."""
+        worker = self.token.worker
+        if worker is not None and not worker.is_running:
+            code = await worker.reap(_REAP_SECONDS)
+            event(
+                "worker.ended",
+                "The worker process ended; starting another",
+                level=logging.ERROR,
+                pid=worker.pid,
+                exit_code=code,
+            )
+
+    async def _guard_against_hangs(self) -> None:
+        while True:
             await asyncio.sleep(_POLL_SECONDS)
-            idle += _POLL_SECONDS
-            if idle >= _PROBE_SECONDS:
-                idle = 0.0
-                try:
-                    await asyncio.to_thread(self.store.probe)
-                except HsmPluginError as error:
-                    _log_failure(error)
-        event("token.lost", "The token is lost; looking for it", level=logging.WARNING)
+            self.token.kill_if_hung()
 
     async def _wait_for_new_pin(self, seen: tuple[int, ...] | None) -> None:
         waited = 0.0
         while waited < _RECHECK_SECONDS and _fingerprint(self.pin_file) == seen:
             await asyncio.sleep(_POLL_SECONDS)
             waited += _POLL_SECONDS
+
+    def _failed(self, error: HsmPluginError, retry_at: float) -> None:
+        _log_failure(error)
+        self.token.breaker.open(str(error), retry_at)
 
 
 def _fingerprint(path: Path) -> tuple[int, ...] | None:
@@ -109,6 +230,7 @@ def _log_success(identity: TokenIdentity, pin_file: Path) -> None:
         serial=identity.serial,
         model=identity.model,
         slot=identity.slot_id,
+        sessions=identity.session_limit,
     )
 
 

@@ -1,60 +1,370 @@
-"""C_Initialize with locking, which the PKCS#11 driver does not ask for (PKCS#11 2.40, 5.4).
+"""One PKCS#11 module, called through its function list (PKCS#11 2.40, sections 3.5 and 5).
 
-The driver initialises a module with C_Initialize(NULL), promising that one thread only will
-call it, and then releases the interpreter's lock around every call. The module must therefore
-be initialised again with CKF_OS_LOCKING_OK before a second thread touches it.
+A method is one call of the standard, or the pair that the standard splits one operation into;
+none makes the extra call that asks for the length of an output. Every failure is a CryptokiError
+with the return value as the module gave it. ctypes lets other threads run during each call, so
+the module is initialised with CKF_OS_LOCKING_OK.
 """
 
 import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from hsm_plugin.errors import ConfigError, HsmUnavailableError
+from hsm_plugin import recovery
+from hsm_plugin.errors import ModuleError
 
-_CKF_OS_LOCKING_OK = 2
-_CKR_OK = 0
-_CKR_CRYPTOKI_NOT_INITIALIZED = 0x190
+Value = bytes | bool | int
+Template = Mapping[int, Value]
+"""Attribute type -> value: bytes as they are, CK_BBOOL, CK_ULONG."""
+
+CKF_USER_PIN_COUNT_LOW = 0x00010000
+CKF_USER_PIN_FINAL_TRY = 0x00020000
+CKF_USER_PIN_LOCKED = 0x00040000
+CKS_RW_USER_FUNCTIONS = 3
+
+_CKF_OS_LOCKING_OK = 0x2
+_CKF_SERIAL_RW = 0x4 | 0x2
+_CKU_USER = 1
+_UNAVAILABLE = ctypes.c_ulong(-1).value
+_MAX_SLOTS = 256
+_MAX_FOUND = 64
+
+_LIST = (
+    *("C_Initialize", "C_Finalize", "C_GetInfo", "C_GetFunctionList", "C_GetSlotList"),
+    *("C_GetSlotInfo", "C_GetTokenInfo", "C_GetMechanismList", "C_GetMechanismInfo"),
+    *("C_InitToken", "C_InitPIN", "C_SetPIN", "C_OpenSession", "C_CloseSession"),
+    *("C_CloseAllSessions", "C_GetSessionInfo", "C_GetOperationState", "C_SetOperationState"),
+    *("C_Login", "C_Logout", "C_CreateObject", "C_CopyObject", "C_DestroyObject"),
+    *("C_GetObjectSize", "C_GetAttributeValue", "C_SetAttributeValue", "C_FindObjectsInit"),
+    *("C_FindObjects", "C_FindObjectsFinal", "C_EncryptInit", "C_Encrypt", "C_EncryptUpdate"),
+    *("C_EncryptFinal", "C_DecryptInit", "C_Decrypt", "C_DecryptUpdate", "C_DecryptFinal"),
+    *("C_DigestInit", "C_Digest", "C_DigestUpdate", "C_DigestKey", "C_DigestFinal"),
+    *("C_SignInit", "C_Sign", "C_SignUpdate", "C_SignFinal", "C_SignRecoverInit"),
+    *("C_SignRecover", "C_VerifyInit", "C_Verify", "C_VerifyUpdate", "C_VerifyFinal"),
+    *("C_VerifyRecoverInit", "C_VerifyRecover", "C_DigestEncryptUpdate"),
+    *("C_DecryptDigestUpdate", "C_SignEncryptUpdate", "C_DecryptVerifyUpdate", "C_GenerateKey"),
+    *("C_GenerateKeyPair", "C_WrapKey", "C_UnwrapKey", "C_DeriveKey", "C_SeedRandom"),
+    "C_GenerateRandom",
+)
+"""CK_FUNCTION_LIST up to the last function that is called here."""
+
+_word, _pointer = ctypes.c_ulong, ctypes.c_void_p
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "C_Initialize": (_pointer,),
+    "C_Finalize": (_pointer,),
+    "C_GetSlotList": (ctypes.c_ubyte, _pointer, _pointer),
+    "C_GetTokenInfo": (_word, _pointer),
+    "C_OpenSession": (_word, _word, _pointer, _pointer, _pointer),
+    "C_CloseSession": (_word,),
+    "C_GetSessionInfo": (_word, _pointer),
+    "C_Login": (_word, _word, ctypes.c_char_p, _word),
+    "C_CreateObject": (_word, _pointer, _word, _pointer),
+    "C_GetAttributeValue": (_word, _word, _pointer, _word),
+    "C_FindObjectsInit": (_word, _pointer, _word),
+    "C_FindObjects": (_word, _pointer, _word, _pointer),
+    "C_FindObjectsFinal": (_word,),
+    "C_EncryptInit": (_word, _pointer, _word),
+    "C_Encrypt": (_word, ctypes.c_char_p, _word, _pointer, _pointer),
+    "C_DecryptInit": (_word, _pointer, _word),
+    "C_Decrypt": (_word, ctypes.c_char_p, _word, _pointer, _pointer),
+    "C_SignInit": (_word, _pointer, _word),
+    "C_Sign": (_word, ctypes.c_char_p, _word, _pointer, _pointer),
+    "C_GenerateKey": (_word, _pointer, _pointer, _word, _pointer),
+    "C_GenerateKeyPair": (
+        *(_word, _pointer, _pointer, _word, _pointer, _word, _pointer, _pointer),
+    ),
+    "C_GenerateRandom": (_word, _pointer, _word),
+}
+
+
+class CryptokiError(Exception):
+    """A function of the module did not answer CKR_OK."""
+
+    def __init__(self, function: str, code: int) -> None:
+        super().__init__(f"{function} answered {recovery.name_of(code)}")
+        self.function = function
+        self.code = code
+
+
+class _FunctionList(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_ubyte * 2), ("functions", ctypes.c_void_p * len(_LIST)))
 
 
 class _InitializeArguments(ctypes.Structure):
     _fields_ = (
-        ("create_mutex", ctypes.c_void_p),
-        ("destroy_mutex", ctypes.c_void_p),
-        ("lock_mutex", ctypes.c_void_p),
-        ("unlock_mutex", ctypes.c_void_p),
+        *((f"{name}_mutex", ctypes.c_void_p) for name in ("create", "destroy", "lock", "unlock")),
         ("flags", ctypes.c_ulong),
         ("reserved", ctypes.c_void_p),
     )
 
 
+class _TokenInfo(ctypes.Structure):
+    _fields_ = (
+        ("label", ctypes.c_char * 32),
+        ("manufacturer", ctypes.c_char * 32),
+        ("model", ctypes.c_char * 16),
+        ("serial", ctypes.c_char * 16),
+        ("flags", ctypes.c_ulong),
+        ("max_sessions", ctypes.c_ulong),
+        ("sessions", ctypes.c_ulong),
+        ("max_rw_sessions", ctypes.c_ulong),
+        ("rest", ctypes.c_ulong * 7),
+        ("texts", ctypes.c_char * 20),
+    )
+
+
+class _SessionInfo(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_ulong) for name in ("slot", "state", "flags", "error"))
+
+
+class _Attribute(ctypes.Structure):
+    _fields_ = (("type", ctypes.c_ulong), ("value", ctypes.c_void_p), ("size", ctypes.c_ulong))
+
+
+class _Mechanism(ctypes.Structure):
+    _fields_ = (("type", ctypes.c_ulong), ("parameter", ctypes.c_void_p), ("size", ctypes.c_ulong))
+
+
+class _GcmParameters(ctypes.Structure):
+    _fields_ = (
+        ("iv", ctypes.c_char_p),
+        ("iv_bytes", ctypes.c_ulong),
+        ("iv_bits", ctypes.c_ulong),
+        ("aad", ctypes.c_char_p),
+        ("aad_bytes", ctypes.c_ulong),
+        ("tag_bits", ctypes.c_ulong),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInfo:
+    """CK_TOKEN_INFO, as far as it is used."""
+
+    label: str
+    serial: str
+    model: str
+    flags: int
+    max_sessions: int | None
+    """Read-write sessions that one application may open; None when the token sets no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gcm:
+    """Parameters of CKM_AES_GCM, with a 128-bit tag."""
+
+    iv: bytes
+    aad: bytes
+
+
 class Cryptoki:
-    """The start and the end of one PKCS#11 module; no thread may be inside it meanwhile."""
+    """A loaded module. `restart` and `stop` must find no thread inside it."""
 
     def __init__(self, module: str) -> None:
+        listed = ctypes.POINTER(_FunctionList)()
         try:
-            library = ctypes.CDLL(module)
-            self._initialize = library.C_Initialize
-            self._finalize = library.C_Finalize
+            code = ctypes.CDLL(module).C_GetFunctionList(ctypes.byref(listed))
         except (OSError, AttributeError) as error:
-            raise ConfigError(
-                f"the PKCS#11 module {module} cannot be loaded: {error}",
-                hint="set P11_LIB to the vendor's library, such as libCryptoki2.so",
-            ) from None
-        for function in (self._initialize, self._finalize):
-            function.argtypes = [ctypes.c_void_p]
-            function.restype = ctypes.c_ulong
+            raise _not_loadable(module, str(error)) from None
+        if code != recovery.CKR_OK:
+            raise _not_loadable(module, f"C_GetFunctionList answered {recovery.name_of(code)}")
+        self._functions: dict[str, Any] = {}
+        for name, arguments in _SIGNATURES.items():
+            address = listed.contents.functions[_LIST.index(name)]
+            if not address:
+                raise _not_loadable(module, f"it has no {name}")
+            self._functions[name] = ctypes.CFUNCTYPE(ctypes.c_ulong, *arguments)(address)
+
+    # -- the module and its tokens -------------------------------------------------------
 
     def restart(self) -> None:
         """Finalise the module if it was initialised, and initialise it for threads."""
         self.stop()
         arguments = _InitializeArguments(flags=_CKF_OS_LOCKING_OK)
-        result = self._initialize(ctypes.byref(arguments))
-        if result != _CKR_OK:
-            raise HsmUnavailableError(
-                f"C_Initialize answered 0x{result:08x}",
-                hint="look at the vendor's client configuration and at its log",
-            )
+        self._call("C_Initialize", ctypes.byref(arguments))
 
     def stop(self) -> None:
         """Finalise the module; every session and handle is void afterwards."""
-        result = self._finalize(None)
-        if result not in (_CKR_OK, _CKR_CRYPTOKI_NOT_INITIALIZED):
-            raise HsmUnavailableError(f"C_Finalize answered 0x{result:08x}")
+        code = self._functions["C_Finalize"](None)
+        if code not in (recovery.CKR_OK, recovery.CKR_CRYPTOKI_NOT_INITIALIZED):
+            raise CryptokiError("C_Finalize", code)
+
+    def slots(self) -> list[int]:
+        """Return the ids of the slots that hold a token now."""
+        slots, count = (ctypes.c_ulong * _MAX_SLOTS)(), ctypes.c_ulong(_MAX_SLOTS)
+        self._call("C_GetSlotList", 1, slots, ctypes.byref(count))
+        return slots[: count.value]
+
+    def token_info(self, slot: int) -> TokenInfo:
+        """Return what the slot's token says of itself."""
+        info = _TokenInfo()
+        self._call("C_GetTokenInfo", slot, ctypes.byref(info))
+        limits = [
+            limit
+            for limit in (info.max_sessions, info.max_rw_sessions)
+            if limit not in (0, _UNAVAILABLE)  # CK_EFFECTIVELY_INFINITE, and not told
+        ]
+        return TokenInfo(
+            label=_text(info.label),
+            serial=_text(info.serial),
+            model=_text(info.model),
+            flags=info.flags,
+            max_sessions=min(limits) if limits else None,
+        )
+
+    # -- sessions ------------------------------------------------------------------------
+
+    def open_session(self, slot: int) -> int:
+        """Return the handle of a new read-write session."""
+        handle = ctypes.c_ulong()
+        self._call("C_OpenSession", slot, _CKF_SERIAL_RW, None, None, ctypes.byref(handle))
+        return handle.value
+
+    def close_session(self, session: int) -> None:
+        """Close the session."""
+        self._call("C_CloseSession", session)
+
+    def session_state(self, session: int) -> int:
+        """Return its CK_STATE."""
+        info = _SessionInfo()
+        self._call("C_GetSessionInfo", session, ctypes.byref(info))
+        state: int = info.state
+        return state
+
+    def login(self, session: int, pin: bytes) -> None:
+        """Log the user in, for all sessions of this process with the token."""
+        self._call("C_Login", session, _CKU_USER, pin, len(pin))
+
+    def random(self, session: int, size: int) -> bytes:
+        """Return random bytes of the token."""
+        output = ctypes.create_string_buffer(size)
+        self._call("C_GenerateRandom", session, output, size)
+        return output.raw
+
+    # -- objects -------------------------------------------------------------------------
+
+    def find(self, session: int, template: Template) -> list[int]:
+        """Return the handles of every object that the session sees and the template matches."""
+        attributes, count = _attributes(template), ctypes.c_ulong()
+        self._call("C_FindObjectsInit", session, attributes, len(template))
+        found: list[int] = []
+        handles = (ctypes.c_ulong * _MAX_FOUND)()
+        while True:
+            self._call("C_FindObjects", session, handles, _MAX_FOUND, ctypes.byref(count))
+            found += handles[: count.value]
+            if count.value < _MAX_FOUND:
+                break
+        self._call("C_FindObjectsFinal", session)
+        return found
+
+    def read(self, session: int, handle: int, types: Sequence[int]) -> list[bytes]:
+        """Return the values of an object's attributes, in two calls."""
+        attributes = (_Attribute * len(types))()
+        for entry, kind in zip(attributes, types, strict=True):
+            entry.type = kind
+        arguments = (session, handle, attributes, len(types))
+        self._call("C_GetAttributeValue", *arguments)
+        buffers = [ctypes.create_string_buffer(max(entry.size, 1)) for entry in attributes]
+        for entry, buffer in zip(attributes, buffers, strict=True):
+            entry.value = ctypes.addressof(buffer)
+        self._call("C_GetAttributeValue", *arguments)
+        pairs = zip(attributes, buffers, strict=True)
+        return [buffer.raw[: entry.size] for entry, buffer in pairs]
+
+    def create(self, session: int, template: Template) -> int:
+        """Return the handle of a new object with these attributes."""
+        handle, attributes = ctypes.c_ulong(), _attributes(template)
+        self._call("C_CreateObject", session, attributes, len(template), ctypes.byref(handle))
+        return handle.value
+
+    def generate_key(self, session: int, mechanism: int, template: Template) -> int:
+        """Return the handle of a new secret key."""
+        handle, attributes = ctypes.c_ulong(), _attributes(template)
+        self._call(
+            *("C_GenerateKey", session, _mechanism(mechanism)),
+            *(attributes, len(template), ctypes.byref(handle)),
+        )
+        return handle.value
+
+    def generate_key_pair(
+        self, session: int, mechanism: int, public: Template, private: Template
+    ) -> tuple[int, int]:
+        """Return the handles of a new key pair, the public key first."""
+        handles = ctypes.c_ulong(), ctypes.c_ulong()
+        public_attributes, private_attributes = _attributes(public), _attributes(private)
+        self._call(
+            *("C_GenerateKeyPair", session, _mechanism(mechanism)),
+            *(public_attributes, len(public), private_attributes, len(private)),
+            *(ctypes.byref(handles[0]), ctypes.byref(handles[1])),
+        )
+        return handles[0].value, handles[1].value
+
+    # -- cryptography --------------------------------------------------------------------
+
+    def sign(self, session: int, key: int, mechanism: int, data: bytes, room: int) -> bytes:
+        """Return the signature, of at most `room` bytes."""
+        self._call("C_SignInit", session, _mechanism(mechanism), key)
+        return self._output("C_Sign", session, data, room)
+
+    def encrypt(self, session: int, key: int, mechanism: int, gcm: Gcm, data: bytes) -> bytes:
+        """Return the ciphertext with its tag behind it."""
+        self._call("C_EncryptInit", session, _gcm_mechanism(mechanism, gcm), key)
+        return self._output("C_Encrypt", session, data, len(data) + 64)
+
+    def decrypt(self, session: int, key: int, mechanism: int, gcm: Gcm, data: bytes) -> bytes:
+        """Return the plaintext of a ciphertext with its tag behind it."""
+        self._call("C_DecryptInit", session, _gcm_mechanism(mechanism, gcm), key)
+        return self._output("C_Decrypt", session, data, len(data) + 64)
+
+    def _output(self, function: str, session: int, data: bytes, room: int) -> bytes:
+        output, size = ctypes.create_string_buffer(room), ctypes.c_ulong(room)
+        self._call(function, session, data, len(data), output, ctypes.byref(size))
+        return output.raw[: size.value]
+
+    def _call(self, name: str, *arguments: object) -> None:
+        code = self._functions[name](*arguments)
+        if code != recovery.CKR_OK:
+            raise CryptokiError(name, code)
+
+
+def _not_loadable(module: str, reason: str) -> ModuleError:
+    return ModuleError(
+        f"the PKCS#11 module {module} cannot be loaded: {reason}",
+        hint="set P11_LIB to the vendor's library, such as libCryptoki2.so",
+    )
+
+
+def _text(padded: bytes) -> str:
+    return padded.decode(errors="replace").rstrip(" ")
+
+
+def _attributes(template: Template) -> Any:
+    """Return a CK_ATTRIBUTE array, which keeps the values alive that it points to."""
+    entries: Any = (_Attribute * len(template))()
+    kept = []
+    for entry, (kind, value) in zip(entries, template.items(), strict=True):
+        buffer = _buffer(value)
+        kept.append(buffer)
+        entry.type, entry.size = kind, ctypes.sizeof(buffer)
+        entry.value = ctypes.addressof(buffer)
+    entries.kept = kept
+    return entries
+
+
+def _buffer(value: Value) -> Any:
+    if isinstance(value, bool):
+        return ctypes.c_ubyte(value)
+    if isinstance(value, int):
+        return ctypes.c_ulong(value)
+    return ctypes.create_string_buffer(value, len(value))
+
+
+def _mechanism(kind: int) -> Any:
+    return ctypes.byref(_Mechanism(kind, None, 0))
+
+
+def _gcm_mechanism(kind: int, gcm: Gcm) -> Any:
+    parameters = _GcmParameters(gcm.iv, len(gcm.iv), 8 * len(gcm.iv), gcm.aad, len(gcm.aad), 128)
+    mechanism = _Mechanism(kind, ctypes.addressof(parameters), ctypes.sizeof(parameters))
+    mechanism.kept = parameters
+    return ctypes.byref(mechanism)

@@ -17,6 +17,10 @@ class ConfigError(HsmPluginError):
     """The process was started with settings that cannot work; mend them and start again."""
 
 
+class ModuleError(ConfigError):
+    """The PKCS#11 module cannot be loaded."""
+
+
 class BadRequestError(HsmPluginError):
     """The request cannot succeed as it stands, whatever the state of the HSM."""
 
@@ -54,7 +58,16 @@ class ExpiredError(HsmPluginError):
 
 
 class HsmUnavailableError(HsmPluginError):
-    """The token cannot be reached now; it is looked for again in the background."""
+    """The token cannot be reached now; it is looked for again in the background.
+
+    `retry_after_seconds`: when the next call may find it again, as far as is known.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str = "", retry_after_seconds: float | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class PinRefusedError(HsmUnavailableError):

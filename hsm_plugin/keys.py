@@ -124,10 +124,12 @@ class TokenIdentity:
     serial: str
     model: str
     slot_id: int
+    session_limit: int
+    """Calls that the token can serve at once."""
 
 
 class KeyStore(Protocol):
-    """What the services need of a token. Every method blocks and is safe to call from threads.
+    """What is needed of a token. Every method blocks and is safe to call from threads.
 
     All raise HsmUnavailableError when the token cannot be reached, and ConflictError when more
     than one object answers to an id.
@@ -161,6 +163,39 @@ class KeyStore(Protocol):
 
     def roots(self) -> list[TrustedRoot]:
         """Return every imported root."""
+
+
+class AsyncKeyStore(Protocol):
+    """A KeyStore for callers on an event loop, bound to one call's deadline.
+
+    Raises ExpiredError and OverloadedError besides what a KeyStore raises.
+    """
+
+    async def generate_kek(self, kek_id: bytes) -> bool:
+        """See KeyStore."""
+
+    async def wrap(self, kek_id: bytes, plaintext: bytes, aad: bytes) -> Sealed:
+        """See KeyStore."""
+
+    async def unwrap(self, kek_id: bytes, sealed: Sealed, aad: bytes) -> bytes:
+        """See KeyStore."""
+
+    async def generate_signing_key(
+        self, key_id: bytes, algorithm: KeyAlgorithm
+    ) -> tuple[SigningKey, bool]:
+        """See KeyStore."""
+
+    async def signing_key(self, key_id: bytes) -> SigningKey:
+        """See KeyStore."""
+
+    async def sign(self, key_id: bytes, algorithm: SignatureAlgorithm, digest: bytes) -> bytes:
+        """See KeyStore."""
+
+    async def add_root(self, root: TrustedRoot) -> bool:
+        """See KeyStore."""
+
+    async def roots(self) -> list[TrustedRoot]:
+        """See KeyStore."""
 
 
 def checked_id(value: bytes, name: str) -> bytes:

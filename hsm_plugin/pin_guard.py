@@ -6,7 +6,6 @@ salted scrypt hash (RFC 7914) of the PIN: enough to know the value again, not to
 """
 
 import hashlib
-import hmac
 import json
 import os
 import tempfile
@@ -18,6 +17,8 @@ from hsm_plugin.errors import PinRefusedError
 
 _SCRYPT = {"n": 1 << 14, "r": 8, "p": 1, "dklen": 32}
 _SALT_BYTES = 16
+_MAX_ATTEMPTS = 64
+"""More wrong values than any token stands before it locks."""
 
 
 class Outcome(Enum):
@@ -26,6 +27,14 @@ class Outcome(Enum):
     PENDING = "pending"
     """Written before the attempt: the process ended before it knew."""
     REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """Hashes of the values tried since the last success, under one salt, the oldest first."""
+
+    salt: bytes
+    attempts: dict[str, Outcome]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +47,7 @@ class PinState:
 
 
 class PinGuard:
-    """The memory of one token's last PIN attempt, in one file of mode 0600."""
+    """The memory of one token's PIN attempts since the last success, in a file of mode 0600."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -71,34 +80,35 @@ class PinGuard:
         self._record(pin, Outcome.REFUSED)
 
     def settled(self) -> None:
-        """Forget the attempt: the PIN was right, or the token never judged it."""
+        """Forget every attempt: the PIN was right, which resets the token's own counter."""
         self._path.unlink(missing_ok=True)
 
     def _known(self, pin: str) -> Outcome | None:
+        record = self._read()
+        return record.attempts.get(_hash(pin, record.salt)) if record else None
+
+    def _record(self, pin: str, outcome: Outcome) -> None:
+        record = self._read() or _Record(os.urandom(_SALT_BYTES), {})
+        digest = _hash(pin, record.salt)
+        others = [entry for entry in record.attempts.items() if entry[0] != digest]
+        attempts = dict([*others, (digest, outcome)][-_MAX_ATTEMPTS:])
         try:
-            kept = json.loads(self._path.read_bytes())
-            salt, digest = bytes.fromhex(kept["salt"]), bytes.fromhex(kept["hash"])
-            outcome = Outcome(kept["outcome"])
+            self._write(_to_json(_Record(record.salt, attempts)))
+        except OSError as error:
+            raise _unusable(self._path, error) from None
+
+    def _read(self) -> _Record | None:
+        try:
+            return _from_json(self._path.read_bytes())
         except FileNotFoundError:
             return None
         except OSError as error:
             raise _unusable(self._path, error) from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise PinRefusedError(
                 f"the record of PIN attempts {self._path} is damaged",
                 hint="make sure that the PIN is right, then delete this file",
             ) from None
-        return outcome if hmac.compare_digest(_hash(pin, salt), digest) else None
-
-    def _record(self, pin: str, outcome: Outcome) -> None:
-        salt = os.urandom(_SALT_BYTES)
-        text = json.dumps(
-            {"outcome": outcome.value, "salt": salt.hex(), "hash": _hash(pin, salt).hex()}
-        )
-        try:
-            self._write(text)
-        except OSError as error:
-            raise _unusable(self._path, error) from None
 
     def _write(self, text: str) -> None:
         handle, name = tempfile.mkstemp(prefix=".pin-guard-", dir=self._path.parent)
@@ -121,8 +131,19 @@ def _unusable(path: Path, error: OSError) -> PinRefusedError:
     )
 
 
-def _hash(pin: str, salt: bytes) -> bytes:
-    return hashlib.scrypt(pin.encode(), salt=salt, **_SCRYPT)
+def _hash(pin: str, salt: bytes) -> str:
+    return hashlib.scrypt(pin.encode(), salt=salt, **_SCRYPT).hex()
+
+
+def _to_json(record: _Record) -> str:
+    attempts = {digest: outcome.value for digest, outcome in record.attempts.items()}
+    return json.dumps({"salt": record.salt.hex(), "attempts": attempts})
+
+
+def _from_json(text: bytes) -> _Record:
+    kept = json.loads(text)
+    attempts = {str(digest): Outcome(name) for digest, name in kept["attempts"].items()}
+    return _Record(bytes.fromhex(kept["salt"]), attempts)
 
 
 def _sync_folder(folder: Path) -> None:

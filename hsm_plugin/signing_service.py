@@ -1,9 +1,9 @@
-"""Keys that never leave the HSM: messages <-> KeyStore (see signing_v1.proto)."""
+"""Keys that never leave the HSM: messages <-> token (see signing_v1.proto)."""
 
 import uuid
 
 from hsm_plugin.errors import BadRequestError
-from hsm_plugin.keys import KeyAlgorithm, KeyStore, SignatureAlgorithm, SigningKey, checked_id
+from hsm_plugin.keys import AsyncKeyStore, KeyAlgorithm, SignatureAlgorithm, SigningKey, checked_id
 from istio_hsm_proto import signing_v1_pb2 as pb
 
 _KEY_ALGORITHMS = {
@@ -24,12 +24,12 @@ _SIGNATURE_ALGORITHMS = {
 
 
 class Signing:
-    """The calls, blocking, each from message to message. Raises HsmPluginError."""
+    """The calls, each from message to message. Raises HsmPluginError."""
 
-    def __init__(self, store: KeyStore) -> None:
+    def __init__(self, store: AsyncKeyStore) -> None:
         self._store = store
 
-    def generate_signing_key(
+    async def generate_signing_key(
         self, request: pb.GenerateSigningKeyRequest
     ) -> pb.GenerateSigningKeyResponse:
         """Answer the key pair of this id, made when it was not there."""
@@ -40,15 +40,15 @@ class Signing:
                 hint=f"ask for one of {', '.join(entry.name for entry in KeyAlgorithm)}",
             )
         key_id = checked_id(request.key_id or str(uuid.uuid4()).encode(), "key id")
-        key, created = self._store.generate_signing_key(key_id, algorithm)
+        key, created = await self._store.generate_signing_key(key_id, algorithm)
         return pb.GenerateSigningKeyResponse(key=_message(key), created=created)
 
-    def get_public_key(self, request: pb.GetPublicKeyRequest) -> pb.GetPublicKeyResponse:
+    async def get_public_key(self, request: pb.GetPublicKeyRequest) -> pb.GetPublicKeyResponse:
         """Answer the public half of a resident key."""
-        key = self._store.signing_key(checked_id(request.key_id, "key id"))
+        key = await self._store.signing_key(checked_id(request.key_id, "key id"))
         return pb.GetPublicKeyResponse(key=_message(key))
 
-    def sign(self, request: pb.SignRequest) -> pb.SignResponse:
+    async def sign(self, request: pb.SignRequest) -> pb.SignResponse:
         """Answer the signature of a digest."""
         algorithm = _SIGNATURE_ALGORITHMS.get(request.algorithm)
         if algorithm is None:
@@ -62,7 +62,8 @@ class Signing:
                 hint="send the digest of the message, not the message",
             )
         key_id = checked_id(request.key_id, "key id")
-        return pb.SignResponse(signature=self._store.sign(key_id, algorithm, request.digest))
+        signature = await self._store.sign(key_id, algorithm, request.digest)
+        return pb.SignResponse(signature=signature)
 
 
 def _message(key: SigningKey) -> pb.SigningKey:

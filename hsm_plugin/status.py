@@ -28,3 +28,18 @@ def status_of(error: errors.HsmPluginError) -> grpc.StatusCode:
 def details_of(error: errors.HsmPluginError) -> str:
     """Return the cause, and the hint in brackets: what a client's log shows."""
     return f"{error} ({error.hint})" if error.hint else str(error)
+
+
+def metadata_of(error: errors.HsmPluginError) -> tuple[tuple[str, str | bytes], ...]:
+    """Return the trailing metadata: the hint, and when a retry may help.
+
+    `grpc-retry-pushback-ms` is gRPC's own: a client with a retry policy waits that long
+    (gRFC A6).
+    """
+    metadata: list[tuple[str, str | bytes]] = []
+    if error.hint:
+        metadata.append(("hint-bin", error.hint.encode()))
+    if isinstance(error, errors.HsmUnavailableError) and error.retry_after_seconds is not None:
+        pause = max(1, round(1000 * error.retry_after_seconds))
+        metadata.append(("grpc-retry-pushback-ms", str(pause)))
+    return tuple(metadata)

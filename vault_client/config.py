@@ -303,6 +303,6 @@ def _http_address(text: str) -> HttpAddress | None:
 
 
 def _acknowledgement(read: _Reader) -> Acknowledgement | None:
-    path = read.path("ACK_FILE")
-    timeout = read.duration("ACK_TIMEOUT", 10.0)
+    path = read.path("HSM_PLUGIN_SOCKET")
+    timeout = read.duration("HSM_PLUGIN_TIMEOUT", 10.0)
     return Acknowledgement(path, timeout) if path else None

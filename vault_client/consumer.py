@@ -1,16 +1,13 @@
-"""Whoever uses the files, and whether it has taken up the newest set.
+"""The plugin that the set is for, told of each new one over its socket.
 
-The volume of the secrets is read-only to the consumer, so it answers in a file of its own, in a
-directory that both share: `{"generation": "..2026_…", "accepted": true, "reason": ""}`.
+gRPC is imported with the first call: a client without a plugin to tell does without its memory.
 """
 
-import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-_LOOK_EVERY_SECONDS = 0.05
+_MAX_REASON_LENGTH = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,30 +26,34 @@ class CredentialConsumer(Protocol):
         """Return its answer on this generation, or one that was not given in time."""
 
 
-class FileConsumer:
-    """A consumer that notices a new set by itself and answers in a file."""
+class PluginConsumer:
+    """An hsm-plugin, asked by ReloadCredentials (proto/istio_hsm_proto/control_v1.proto)."""
 
-    def __init__(self, path: Path, *, timeout_seconds: float) -> None:
-        self._path = path
+    def __init__(self, socket: Path, *, timeout_seconds: float) -> None:
+        self._socket = socket
         self._timeout_seconds = timeout_seconds
 
     def reload(self, generation: str) -> Answer:
-        """Return the answer on this generation, waiting for it no longer than the timeout."""
-        ends = time.monotonic() + self._timeout_seconds
-        while True:
-            answer = self._read(generation)
-            if answer is not None:
-                return answer
-            if time.monotonic() >= ends:
-                return Answer(given=False, accepted=False)
-            time.sleep(_LOOK_EVERY_SECONDS)
+        """Return the plugin's answer; one that is not given when nothing answers in time."""
+        import grpc  # noqa: PLC0415 - see the module's docstring
 
-    def _read(self, generation: str) -> Answer | None:
-        try:
-            content = json.loads(self._path.read_bytes())
-            if content["generation"] != generation:
-                return None
-            accepted = content["accepted"] is True
-            return Answer(given=True, accepted=accepted, reason=str(content.get("reason") or ""))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None
+        from istio_hsm_proto.control_v1_pb2 import ReloadCredentialsRequest  # noqa: PLC0415
+        from istio_hsm_proto.control_v1_pb2_grpc import ControlServiceStub  # noqa: PLC0415
+
+        with grpc.insecure_channel(f"unix:{self._socket}") as channel:
+            stub = ControlServiceStub(channel)
+            try:
+                stub.ReloadCredentials(
+                    ReloadCredentialsRequest(generation=generation),
+                    timeout=self._timeout_seconds,
+                    wait_for_ready=True,
+                )
+            except grpc.RpcError as error:
+                code, details = error.code(), error.details() or ""
+                silent = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE}
+                return Answer(
+                    given=code not in silent,
+                    accepted=False,
+                    reason=f"{code.name}: {details[:_MAX_REASON_LENGTH]}",
+                )
+        return Answer(given=True, accepted=True)

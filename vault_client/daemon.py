@@ -7,7 +7,7 @@ from functools import partial
 from http import HTTPStatus
 
 from vault_client.agent import Agent, Rules
-from vault_client.consumer import FileConsumer
+from vault_client.consumer import PluginConsumer
 from vault_client.endpoints import Page, json_page, serve
 from vault_client.files import Publisher
 from vault_client.lease import Backoff
@@ -60,7 +60,9 @@ def _agent(config: Config, publisher: Publisher, log: Log, metrics: Metrics) -> 
     return Agent(
         session=session,
         publisher=publisher,
-        consumer=FileConsumer(acknowledgement.path, timeout_seconds=acknowledgement.timeout_seconds)
+        consumer=PluginConsumer(
+            acknowledgement.socket, timeout_seconds=acknowledgement.timeout_seconds
+        )
         if acknowledgement
         else None,
         rules=Rules(

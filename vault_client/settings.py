@@ -69,9 +69,9 @@ class HttpAddress:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """Where the consumer writes the generation that it has taken up, and how long to wait."""
+    """The plugin that is told of each new set, and how long its answer is awaited."""
 
-    path: Path
+    socket: Path
     timeout_seconds: float
 
 

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from hsm_plugin import connection
+from hsm_plugin import breaker, connection
+from hsm_plugin.breaker import Breaker
 from hsm_plugin.connection import Connection, TokenState
 from hsm_plugin.errors import HsmPluginError, HsmUnavailableError, PinRefusedError
 from hsm_plugin.keys import TokenIdentity
+from hsm_plugin.token_client import Lost
+from hsm_plugin.worker_process import Loss
 
-IDENTITY = TokenIdentity(label="mesh", serial="1", model="m", slot_id=1)
+IDENTITY = TokenIdentity(label="mesh", serial="1", model="m", slot_id=1, session_limit=8)
 USABLE, LOST = TokenState.USABLE, TokenState.LOST
 
 
@@ -25,10 +28,14 @@ class ScriptedToken:
     script: list[HsmPluginError | None]
     attempts: int = 0
     probes: int = 0
+    replacements: int = 0
     is_connected: bool = False
     fails_probe: bool = False
+    breaker: Breaker = field(default_factory=lambda: Breaker("mesh"))
+    worker: None = None
+    pauses: list[float] = field(default_factory=list)
 
-    def connect(self) -> TokenIdentity:
+    async def connect(self) -> TokenIdentity:
         self.attempts += 1
         outcome = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         if outcome is not None:
@@ -36,11 +43,26 @@ class ScriptedToken:
         self.is_connected = True
         return IDENTITY
 
-    def probe(self) -> None:
+    async def replace(self) -> TokenIdentity:
+        self.replacements += 1
+        return await self.connect()
+
+    async def probe(self) -> None:
         self.probes += 1
         if self.fails_probe:
             self.fails_probe = self.is_connected = False
             raise HsmUnavailableError("gone")
+
+    async def lost(self) -> Lost:
+        while self.is_connected:  # noqa: ASYNC110 - the tests set a flag
+            await asyncio.sleep(0.001)
+        return Lost(Loss.TOKEN, "gone")
+
+    def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+
+    def kill_if_hung(self) -> None:
+        """Nothing hangs here."""
 
 
 @dataclass(slots=True)
@@ -77,7 +99,7 @@ def pin_file(tmp_path: Path) -> Path:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_POLL_SECONDS", 0.001)
     monkeypatch.setattr(connection, "_PROBE_SECONDS", 0.01)
-    monkeypatch.setattr(connection, "_FIRST_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(breaker, "FIRST_SECONDS", 0.001)
 
 
 async def test_a_found_token_is_usable(pin_file: Path) -> None:
@@ -173,3 +195,60 @@ async def test_the_tokens_state_is_read_again_long_after_a_refusal(
     monkeypatch.setattr(connection, "_RECHECK_SECONDS", 0.01)
     run = Run(ScriptedToken([PinRefusedError("locked"), None]), pin_file)
     await run.until(lambda: run.states == [USABLE])
+
+
+async def reloaded(run: Run) -> None:
+    """Reload beside the loop, when the first attempt of the script is over."""
+
+    async def note(_: TokenState) -> None:
+        await asyncio.sleep(0)
+
+    kept = Connection(run.token, run.pin_file, note)
+    task = asyncio.create_task(kept.run())
+    try:
+        async with asyncio.timeout(30):
+            while run.token.attempts == 0:  # noqa: ASYNC110 - the condition is not an event
+                await asyncio.sleep(0.001)
+            await kept.reload()
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_a_reload_without_a_connection_is_told_of_the_refusal_of_this_pin(
+    tmp_path: Path,
+) -> None:
+    pin_file = tmp_path / "pin"
+    pin_file.write_text("1111")
+    token = ScriptedToken([PinRefusedError("refused")])
+    with pytest.raises(PinRefusedError):
+        await reloaded(Run(token, pin_file))
+    assert (token.attempts, token.replacements) == (1, 0)
+
+
+async def test_a_reload_without_a_connection_waits_for_the_loop_to_connect(
+    tmp_path: Path,
+) -> None:
+    pin_file = tmp_path / "pin"
+    pin_file.write_text("1111")
+    token = OpeningToken([HsmUnavailableError("away"), None])
+    await reloaded(Run(token, pin_file))
+    assert (token.attempts, token.replacements) == (2, 0)
+
+
+async def test_a_reload_on_a_connection_replaces_it(tmp_path: Path) -> None:
+    pin_file = tmp_path / "pin"
+    pin_file.write_text("1111")
+    token = OpeningToken([None])
+    await reloaded(Run(token, pin_file))
+    assert token.replacements == 1
+
+
+class OpeningToken(ScriptedToken):
+    """A scripted token whose breaker closes with a connection, as the real one's does."""
+
+    async def connect(self) -> TokenIdentity:
+        identity = await ScriptedToken.connect(self)
+        self.breaker.close()
+        return identity

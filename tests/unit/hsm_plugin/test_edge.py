@@ -1,14 +1,13 @@
 """The edge turns errors into statuses, and lets nothing else out."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NoReturn
 
 import grpc
 import pytest
 
 from hsm_plugin.errors import BadRequestError, HsmPluginError
-from hsm_plugin.executor import Executor
 from hsm_plugin.server import Edge
 
 
@@ -36,11 +35,17 @@ class Context:
         raise Aborted
 
 
+class Token:
+    """The one method of the token's client that the edge uses."""
+
+    def bound(self, lane: bytes, deadline: float) -> None:
+        assert lane == b"lane"
+        assert deadline > 0
+
+
 @pytest.fixture
-def edge() -> Iterator[Edge]:
-    executor = Executor(workers=1, queue_limit=1)
-    yield Edge(executor)
-    executor.close()
+def edge() -> Edge[None]:
+    return Edge(Token(), lambda _: None)  # type: ignore[arg-type] # the part it uses
 
 
 def raiser(error: Exception) -> Callable[[str], str]:
@@ -50,15 +55,18 @@ def raiser(error: Exception) -> Callable[[str], str]:
     return call
 
 
-async def answered(edge: Edge, context: Context, call: Callable[[str], str]) -> str:
-    return await edge.answer(context, call, "request")  # type: ignore[arg-type] # the part it uses
+async def answered(edge: Edge[None], context: Context, call: Callable[[str], str]) -> str:
+    async def method(_: None, request: str) -> str:
+        return call(request)
+
+    return await edge.answer(context, method, "request", b"lane")  # type: ignore[arg-type] # as above
 
 
-async def test_an_answer_passes(edge: Edge) -> None:
+async def test_an_answer_passes(edge: Edge[None]) -> None:
     assert await answered(edge, Context(), str.upper) == "REQUEST"
 
 
-async def test_our_error_is_a_status_with_its_hint_apart(edge: Edge) -> None:
+async def test_our_error_is_a_status_with_its_hint_apart(edge: Edge[None]) -> None:
     context = Context()
     with pytest.raises(Aborted):
         await answered(edge, context, raiser(BadRequestError("cause", hint="do this")))
@@ -69,7 +77,7 @@ async def test_our_error_is_a_status_with_its_hint_apart(edge: Edge) -> None:
     )
 
 
-async def test_an_error_without_a_hint_sends_none(edge: Edge) -> None:
+async def test_an_error_without_a_hint_sends_none(edge: Edge[None]) -> None:
     context = Context()
     with pytest.raises(Aborted):
         await answered(edge, context, raiser(HsmPluginError("cause")))
@@ -77,7 +85,7 @@ async def test_an_error_without_a_hint_sends_none(edge: Edge) -> None:
 
 
 async def test_an_unforeseen_error_is_internal_and_its_words_stay_inside(
-    edge: Edge, caplog: pytest.LogCaptureFixture
+    edge: Edge[None], caplog: pytest.LogCaptureFixture
 ) -> None:
     context = Context()
     with caplog.at_level(logging.INFO), pytest.raises(Aborted):
@@ -88,7 +96,7 @@ async def test_an_unforeseen_error_is_internal_and_its_words_stay_inside(
     assert vars(caplog.records[-1])["error"] == "ValueError"
 
 
-async def test_a_call_with_no_time_left_never_runs(edge: Edge) -> None:
+async def test_a_call_with_no_time_left_never_runs(edge: Edge[None]) -> None:
     context = Context(remaining=0.0)
     calls: list[str] = []
 

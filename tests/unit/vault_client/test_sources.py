@@ -1,14 +1,12 @@
-"""What is read from files: credentials, CA certificates, a consumer's answers."""
+"""What is read from files: credentials and CA certificates."""
 
 import asyncio
-import json
 import threading
 from pathlib import Path
 
 import pytest
 
 from tests.support.pki import root
-from vault_client.consumer import FileConsumer
 from vault_client.credentials import LoginRequest, read_login, read_secret
 from vault_client.errors import CredentialsError, TlsError
 from vault_client.settings import CaFile, KubernetesLogin, TokenFileLogin
@@ -77,30 +75,6 @@ def test_a_ca_file_that_never_was_good_is_an_error(tmp_path: Path) -> None:
 
 def test_without_a_source_the_systems_roots_are_used() -> None:
     assert TrustSource(None, refresh_seconds=60, clock=lambda: 0.0).certificates() is None
-
-
-def test_an_answer_counts_for_its_own_generation_only(tmp_path: Path) -> None:
-    path = tmp_path / "answer"
-    consumer = FileConsumer(path, timeout_seconds=0.0)
-    assert not consumer.reload("..1").given
-    path.write_text(json.dumps({"generation": "..1", "accepted": True}))
-    assert consumer.reload("..1").accepted
-    assert not consumer.reload("..2").given
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"generation": "..1"}', "null", "{"])
-def test_an_answer_of_another_shape_is_none(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "answer"
-    path.write_text(content)
-    assert not FileConsumer(path, timeout_seconds=0.0).reload("..1").given
-
-
-@pytest.mark.parametrize("accepted", ["false", '"yes"', "1"])
-def test_only_a_true_is_an_acceptance(tmp_path: Path, accepted: str) -> None:
-    path = tmp_path / "answer"
-    path.write_text(f'{{"generation": "..1", "accepted": {accepted}, "reason": "PIN"}}')
-    answer = FileConsumer(path, timeout_seconds=0.0).reload("..1")
-    assert (answer.given, answer.accepted, answer.reason) == (True, False, "PIN")
 
 
 async def test_a_call_off_the_loop_returns_or_raises_what_it_did() -> None:

@@ -1,0 +1,63 @@
+"""Numbers of the standard that templates are made of (PKCS#11 2.40, pkcs11t.h)."""
+
+from enum import IntEnum
+
+
+class Attribute(IntEnum):
+    """CKA_*."""
+
+    CLASS = 0x000
+    TOKEN = 0x001
+    PRIVATE = 0x002
+    LABEL = 0x003
+    VALUE = 0x011
+    CERTIFICATE_TYPE = 0x080
+    KEY_TYPE = 0x100
+    SUBJECT = 0x101
+    ID = 0x102
+    SENSITIVE = 0x103
+    ENCRYPT = 0x104
+    DECRYPT = 0x105
+    WRAP = 0x106
+    UNWRAP = 0x107
+    SIGN = 0x108
+    VERIFY = 0x10A
+    MODULUS = 0x120
+    MODULUS_BITS = 0x121
+    PUBLIC_EXPONENT = 0x122
+    VALUE_LEN = 0x161
+    EXTRACTABLE = 0x162
+    EC_PARAMS = 0x180
+    EC_POINT = 0x181
+
+
+class ObjectClass(IntEnum):
+    """CKO_*."""
+
+    CERTIFICATE = 1
+    PUBLIC_KEY = 2
+    PRIVATE_KEY = 3
+    SECRET_KEY = 4
+
+
+class KeyType(IntEnum):
+    """CKK_*."""
+
+    RSA = 0x00
+    EC = 0x03
+    AES = 0x1F
+
+
+class Mechanism(IntEnum):
+    """CKM_*."""
+
+    RSA_PKCS_KEY_PAIR_GEN = 0x0000
+    RSA_PKCS = 0x0001
+    EC_KEY_PAIR_GEN = 0x1040
+    ECDSA = 0x1041
+    AES_KEY_GEN = 0x1080
+    AES_GCM = 0x1087
+
+
+X509 = 0
+"""CKC_X_509."""

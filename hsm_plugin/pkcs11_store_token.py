@@ -1,0 +1,238 @@
+"""The connection to a token: found by its label, logged in, and lost.
+
+One session logs in and stays open; it carries the login of the whole process (PKCS#11 2.40,
+section 5.6). Calls borrow sessions of a pool, with the handles found through them. When the
+token is lost, every session and handle is void: the module is initialised again and all is found
+anew by label and id. What a failed call calls for is said by hsm_plugin.recovery alone.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from hsm_plugin import recovery
+from hsm_plugin.cryptoki import (
+    CKF_USER_PIN_COUNT_LOW,
+    CKF_USER_PIN_FINAL_TRY,
+    CKF_USER_PIN_LOCKED,
+    Cryptoki,
+    CryptokiError,
+    TokenInfo,
+)
+from hsm_plugin.errors import (
+    ConfigError,
+    HsmPluginError,
+    HsmUnavailableError,
+    PinRefusedError,
+    UnsupportedError,
+)
+from hsm_plugin.keys import TokenIdentity
+from hsm_plugin.pin_guard import PinGuard, PinState
+from hsm_plugin.pkcs11_store_sessions import Session, SessionPool
+from hsm_plugin.recovery import Action
+
+_Result = TypeVar("_Result")
+
+_PROBE_BYTES = 8
+
+
+class TokenConnection:
+    """The one token of a label, logged in. All methods may be called from any thread."""
+
+    def __init__(
+        self,
+        module: str,
+        token_label: str,
+        read_pin: Callable[[], str],
+        guard: PinGuard,
+        *,
+        max_sessions: int = 64,
+    ) -> None:
+        self.cryptoki = Cryptoki(module)
+        self._label = token_label
+        self._read_pin = read_pin
+        self._guard = guard
+        self._max_sessions = max_sessions
+        self._pool: SessionPool | None = None
+        self._loss = Action.REINITIALISE
+        self._gate = threading.Condition()
+        self._inside = 0
+        self._changing = threading.Lock()
+
+    def connect(self) -> TokenIdentity:
+        """Return the token found, logged in; whatever was open before is void.
+
+        HsmUnavailableError when it is not there, PinRefusedError when the PIN is not taken.
+        """
+        with self._changing:
+            self._empty()
+            try:
+                return self._connect()
+            except CryptokiError as error:
+                raise self._unavailable(error, "connecting") from None
+
+    def close(self) -> None:
+        """Log out and finalise the module; calls that are under way end first."""
+        with self._changing:
+            self._empty()
+            try:
+                self.cryptoki.stop()
+            except CryptokiError as error:
+                raise self._unavailable(error, "closing") from None
+
+    @property
+    def is_connected(self) -> bool:
+        """True until a call finds the token lost, or close."""
+        return self._pool is not None
+
+    @property
+    def loss(self) -> Action:
+        """What the loss of the token calls for: REINITIALISE or HSM_DOWN."""
+        return self._loss
+
+    def probe(self) -> None:
+        """Return when the token answers and knows us; HsmUnavailableError when it does not."""
+        self.call("probing the token", self.check)
+
+    def check(self, pool: SessionPool, session: Session) -> None:
+        """Raise CryptokiError when the token does not answer, or does not know our login."""
+        self.cryptoki.random(session.handle, _PROBE_BYTES)
+        pool.expect_login(session)
+
+    def _empty(self) -> None:
+        """Refuse new calls, and return when those inside the module have left it."""
+        with self._gate:
+            self._pool = None
+            self._gate.wait_for(lambda: self._inside == 0)
+
+    def _connect(self) -> TokenIdentity:
+        self.cryptoki.restart()
+        slot, token = self._find_token()
+        limit = self._max_sessions
+        if token.max_sessions is not None:
+            limit = min(limit, token.max_sessions - 1)  # the login keeps one
+        if limit < 1:
+            raise HsmUnavailableError(
+                f'the token "{self._label}" allows {token.max_sessions} session(s) in all',
+                hint="allow this client 2 sessions or more in the HSM's settings",
+            )
+        self._log_in(self.cryptoki.open_session(slot), token)
+        pool = SessionPool(self.cryptoki, slot, limit)
+        with pool.session() as session:
+            self.check(pool, session)
+        self._pool = pool
+        return TokenIdentity(
+            label=token.label,
+            serial=token.serial,
+            model=token.model,
+            slot_id=slot,
+            session_limit=limit,
+        )
+
+    def _find_token(self) -> tuple[int, TokenInfo]:
+        tokens = [(slot, self.cryptoki.token_info(slot)) for slot in self.cryptoki.slots()]
+        found = [(slot, token) for slot, token in tokens if token.label == self._label]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ConfigError(
+                f'{len(found)} tokens bear the label "{self._label}"',
+                hint="give each token a label of its own",
+            )
+        labels = sorted({token.label for _, token in tokens if token.label})
+        seen = ", ".join(f'"{label}"' for label in labels) or "none"
+        raise HsmUnavailableError(
+            f'no token bears the label "{self._label}"; tokens seen: {seen}',
+            hint="compare P11_TOKEN with the slot label, and check the HSM's network and "
+            "client certificate",
+        )
+
+    def _log_in(self, session: int, token: TokenInfo) -> None:
+        """Return logged in. An attempt without an answer stays on the guard's record."""
+        pin = self._read_pin()
+        self._guard.permit(
+            pin,
+            PinState(
+                locked=bool(token.flags & CKF_USER_PIN_LOCKED),
+                final_try=bool(token.flags & CKF_USER_PIN_FINAL_TRY),
+                count_low=bool(token.flags & CKF_USER_PIN_COUNT_LOW),
+            ),
+        )
+        try:
+            self.cryptoki.login(session, pin.encode())
+        except CryptokiError as error:
+            if error.code not in recovery.PIN_REFUSED:
+                raise
+            self._guard.refused(pin)
+            self.cryptoki.stop()
+            raise PinRefusedError(
+                f'the token "{self._label}" refused the PIN: {recovery.name_of(error.code)}',
+                hint="write the right PIN into the PIN file; it is picked up by itself",
+            ) from None
+        self._guard.settled()
+
+    def call(self, doing: str, operation: Callable[[SessionPool, Session], _Result]) -> _Result:
+        """Return what the operation returns, tried twice where the table says that it helps."""
+        with self._admitted() as pool:
+            try:
+                with pool.session() as session:
+                    return operation(pool, session)
+            except CryptokiError as error:
+                if recovery.action_of(error.code) not in (Action.RETRY, Action.NEW_SESSION):
+                    raise self._failure(error, doing) from None
+            try:
+                with pool.session() as session:
+                    return operation(pool, session)
+            except CryptokiError as error:
+                self._probe_after(error, pool)
+                raise self._failure(error, doing) from None
+
+    def _probe_after(self, error: CryptokiError, pool: SessionPool) -> None:
+        """Declare the token lost when a call failed twice and a probe fails too."""
+        if recovery.action_of(error.code) is Action.FATAL:
+            return
+        try:
+            with pool.session() as session:
+                self.check(pool, session)
+        except CryptokiError as probe:
+            self._lost(recovery.action_of(probe.code))
+
+    def _failure(self, error: CryptokiError, doing: str) -> HsmPluginError:
+        action = recovery.action_of(error.code)
+        if action is Action.FATAL:
+            return UnsupportedError(
+                f"the token cannot do this: {error} while {doing}",
+                hint="compare with the token's mechanism list and its policies",
+            )
+        if action in (Action.REINITIALISE, Action.HSM_DOWN):
+            self._lost(action)
+        return self._unavailable(error, doing)
+
+    def _lost(self, action: Action) -> None:
+        self._loss = Action.HSM_DOWN if action is Action.HSM_DOWN else Action.REINITIALISE
+        self._pool = None
+
+    def _unavailable(self, error: CryptokiError, doing: str) -> HsmUnavailableError:
+        return HsmUnavailableError(
+            f"the token failed: {error} while {doing}",
+            hint="check the HSM and its client; the plugin reconnects by itself",
+        )
+
+    @contextmanager
+    def _admitted(self) -> Iterator[SessionPool]:
+        with self._gate:
+            pool = self._pool
+            if pool is None:
+                raise HsmUnavailableError(
+                    f'the token "{self._label}" is not connected',
+                    hint="the plugin looks for it in the background; its log says what it meets",
+                )
+            self._inside += 1
+        try:
+            yield pool
+        finally:
+            with self._gate:
+                self._inside -= 1
+                if not self._inside:
+                    self._gate.notify_all()

@@ -1,0 +1,166 @@
+"""One table: the return value of a PKCS#11 call -> what brings the token back.
+
+Names and numbers are those of PKCS#11 3.0 (pkcs11t.h); the actions are ours. A value that is not
+in the table, a vendor's own among them, is UNKNOWN.
+"""
+
+from enum import Enum
+
+CKR_OK = 0x000
+CKR_GENERAL_ERROR = 0x005
+CKR_FUNCTION_FAILED = 0x006
+CKR_DATA_INVALID = 0x020
+CKR_DATA_LEN_RANGE = 0x021
+CKR_DEVICE_ERROR = 0x030
+CKR_ENCRYPTED_DATA_INVALID = 0x040
+CKR_ENCRYPTED_DATA_LEN_RANGE = 0x041
+CKR_PIN_INCORRECT = 0x0A0
+CKR_PIN_INVALID = 0x0A1
+CKR_PIN_LEN_RANGE = 0x0A2
+CKR_PIN_EXPIRED = 0x0A3
+CKR_PIN_LOCKED = 0x0A4
+CKR_SESSION_COUNT = 0x0B1
+CKR_SESSION_HANDLE_INVALID = 0x0B3
+CKR_TOKEN_NOT_PRESENT = 0x0E0
+CKR_USER_ALREADY_LOGGED_IN = 0x100
+CKR_USER_NOT_LOGGED_IN = 0x101
+CKR_CRYPTOKI_NOT_INITIALIZED = 0x190
+
+_VENDOR_DEFINED = 0x80000000
+
+
+class Action(Enum):
+    """What may bring a token back after a failed call."""
+
+    RETRY = "retry"
+    """The same call once more, on the same session."""
+    NEW_SESSION = "new session"
+    """The same call once more, on another session with handles found anew."""
+    REINITIALISE = "re-initialise"
+    """C_Finalize, C_Initialize, the token found by its label, a login: at once."""
+    HSM_DOWN = "HSM down"
+    """As REINITIALISE, but after a pause that grows: the HSM needs time, not calls."""
+    FATAL = "fatal"
+    """Nothing: the token is well and refuses this call."""
+
+
+UNKNOWN = Action.NEW_SESSION
+"""For what is not in the table: harmless, and a probe follows when it did not help."""
+
+_TABLE: dict[int, tuple[str, Action]] = {
+    0x001: ("CKR_CANCEL", Action.RETRY),
+    0x002: ("CKR_HOST_MEMORY", Action.HSM_DOWN),
+    0x003: ("CKR_SLOT_ID_INVALID", Action.REINITIALISE),
+    CKR_GENERAL_ERROR: ("CKR_GENERAL_ERROR", Action.NEW_SESSION),
+    CKR_FUNCTION_FAILED: ("CKR_FUNCTION_FAILED", Action.NEW_SESSION),
+    0x007: ("CKR_ARGUMENTS_BAD", Action.FATAL),
+    0x008: ("CKR_NO_EVENT", Action.FATAL),
+    0x009: ("CKR_NEED_TO_CREATE_THREADS", Action.FATAL),
+    0x00A: ("CKR_CANT_LOCK", Action.FATAL),
+    0x010: ("CKR_ATTRIBUTE_READ_ONLY", Action.FATAL),
+    0x011: ("CKR_ATTRIBUTE_SENSITIVE", Action.FATAL),
+    0x012: ("CKR_ATTRIBUTE_TYPE_INVALID", Action.FATAL),
+    0x013: ("CKR_ATTRIBUTE_VALUE_INVALID", Action.FATAL),
+    0x01B: ("CKR_ACTION_PROHIBITED", Action.FATAL),
+    CKR_DATA_INVALID: ("CKR_DATA_INVALID", Action.FATAL),
+    CKR_DATA_LEN_RANGE: ("CKR_DATA_LEN_RANGE", Action.FATAL),
+    CKR_DEVICE_ERROR: ("CKR_DEVICE_ERROR", Action.HSM_DOWN),
+    0x031: ("CKR_DEVICE_MEMORY", Action.HSM_DOWN),
+    0x032: ("CKR_DEVICE_REMOVED", Action.HSM_DOWN),
+    CKR_ENCRYPTED_DATA_INVALID: ("CKR_ENCRYPTED_DATA_INVALID", Action.FATAL),
+    CKR_ENCRYPTED_DATA_LEN_RANGE: ("CKR_ENCRYPTED_DATA_LEN_RANGE", Action.FATAL),
+    0x042: ("CKR_AEAD_DECRYPT_FAILED", Action.FATAL),
+    0x050: ("CKR_FUNCTION_CANCELED", Action.RETRY),
+    0x051: ("CKR_FUNCTION_NOT_PARALLEL", Action.FATAL),
+    0x054: ("CKR_FUNCTION_NOT_SUPPORTED", Action.FATAL),
+    0x060: ("CKR_KEY_HANDLE_INVALID", Action.NEW_SESSION),
+    0x062: ("CKR_KEY_SIZE_RANGE", Action.FATAL),
+    0x063: ("CKR_KEY_TYPE_INCONSISTENT", Action.FATAL),
+    0x064: ("CKR_KEY_NOT_NEEDED", Action.FATAL),
+    0x065: ("CKR_KEY_CHANGED", Action.NEW_SESSION),
+    0x066: ("CKR_KEY_NEEDED", Action.FATAL),
+    0x067: ("CKR_KEY_INDIGESTIBLE", Action.FATAL),
+    0x068: ("CKR_KEY_FUNCTION_NOT_PERMITTED", Action.FATAL),
+    0x069: ("CKR_KEY_NOT_WRAPPABLE", Action.FATAL),
+    0x06A: ("CKR_KEY_UNEXTRACTABLE", Action.FATAL),
+    0x070: ("CKR_MECHANISM_INVALID", Action.FATAL),
+    0x071: ("CKR_MECHANISM_PARAM_INVALID", Action.FATAL),
+    0x082: ("CKR_OBJECT_HANDLE_INVALID", Action.NEW_SESSION),
+    0x090: ("CKR_OPERATION_ACTIVE", Action.NEW_SESSION),
+    0x091: ("CKR_OPERATION_NOT_INITIALIZED", Action.NEW_SESSION),
+    CKR_PIN_INCORRECT: ("CKR_PIN_INCORRECT", Action.FATAL),
+    CKR_PIN_INVALID: ("CKR_PIN_INVALID", Action.FATAL),
+    CKR_PIN_LEN_RANGE: ("CKR_PIN_LEN_RANGE", Action.FATAL),
+    CKR_PIN_EXPIRED: ("CKR_PIN_EXPIRED", Action.FATAL),
+    CKR_PIN_LOCKED: ("CKR_PIN_LOCKED", Action.FATAL),
+    0x0B0: ("CKR_SESSION_CLOSED", Action.NEW_SESSION),
+    CKR_SESSION_COUNT: ("CKR_SESSION_COUNT", Action.RETRY),
+    CKR_SESSION_HANDLE_INVALID: ("CKR_SESSION_HANDLE_INVALID", Action.NEW_SESSION),
+    0x0B4: ("CKR_SESSION_PARALLEL_NOT_SUPPORTED", Action.FATAL),
+    0x0B5: ("CKR_SESSION_READ_ONLY", Action.FATAL),
+    0x0B6: ("CKR_SESSION_EXISTS", Action.REINITIALISE),
+    0x0B7: ("CKR_SESSION_READ_ONLY_EXISTS", Action.REINITIALISE),
+    0x0B8: ("CKR_SESSION_READ_WRITE_SO_EXISTS", Action.REINITIALISE),
+    0x0C0: ("CKR_SIGNATURE_INVALID", Action.FATAL),
+    0x0C1: ("CKR_SIGNATURE_LEN_RANGE", Action.FATAL),
+    0x0D0: ("CKR_TEMPLATE_INCOMPLETE", Action.FATAL),
+    0x0D1: ("CKR_TEMPLATE_INCONSISTENT", Action.FATAL),
+    CKR_TOKEN_NOT_PRESENT: ("CKR_TOKEN_NOT_PRESENT", Action.HSM_DOWN),
+    0x0E1: ("CKR_TOKEN_NOT_RECOGNIZED", Action.HSM_DOWN),
+    0x0E2: ("CKR_TOKEN_WRITE_PROTECTED", Action.FATAL),
+    0x0F0: ("CKR_UNWRAPPING_KEY_HANDLE_INVALID", Action.NEW_SESSION),
+    0x0F1: ("CKR_UNWRAPPING_KEY_SIZE_RANGE", Action.FATAL),
+    0x0F2: ("CKR_UNWRAPPING_KEY_TYPE_INCONSISTENT", Action.FATAL),
+    CKR_USER_ALREADY_LOGGED_IN: ("CKR_USER_ALREADY_LOGGED_IN", Action.REINITIALISE),
+    CKR_USER_NOT_LOGGED_IN: ("CKR_USER_NOT_LOGGED_IN", Action.REINITIALISE),
+    0x102: ("CKR_USER_PIN_NOT_INITIALIZED", Action.FATAL),
+    0x103: ("CKR_USER_TYPE_INVALID", Action.FATAL),
+    0x104: ("CKR_USER_ANOTHER_ALREADY_LOGGED_IN", Action.REINITIALISE),
+    0x105: ("CKR_USER_TOO_MANY_TYPES", Action.REINITIALISE),
+    0x110: ("CKR_WRAPPED_KEY_INVALID", Action.FATAL),
+    0x112: ("CKR_WRAPPED_KEY_LEN_RANGE", Action.FATAL),
+    0x113: ("CKR_WRAPPING_KEY_HANDLE_INVALID", Action.NEW_SESSION),
+    0x114: ("CKR_WRAPPING_KEY_SIZE_RANGE", Action.FATAL),
+    0x115: ("CKR_WRAPPING_KEY_TYPE_INCONSISTENT", Action.FATAL),
+    0x120: ("CKR_RANDOM_SEED_NOT_SUPPORTED", Action.FATAL),
+    0x121: ("CKR_RANDOM_NO_RNG", Action.FATAL),
+    0x130: ("CKR_DOMAIN_PARAMS_INVALID", Action.FATAL),
+    0x140: ("CKR_CURVE_NOT_SUPPORTED", Action.FATAL),
+    0x150: ("CKR_BUFFER_TOO_SMALL", Action.NEW_SESSION),
+    0x160: ("CKR_SAVED_STATE_INVALID", Action.FATAL),
+    0x170: ("CKR_INFORMATION_SENSITIVE", Action.FATAL),
+    0x180: ("CKR_STATE_UNSAVEABLE", Action.FATAL),
+    CKR_CRYPTOKI_NOT_INITIALIZED: ("CKR_CRYPTOKI_NOT_INITIALIZED", Action.REINITIALISE),
+    0x191: ("CKR_CRYPTOKI_ALREADY_INITIALIZED", Action.REINITIALISE),
+    0x1A0: ("CKR_MUTEX_BAD", Action.REINITIALISE),
+    0x1A1: ("CKR_MUTEX_NOT_LOCKED", Action.REINITIALISE),
+    0x200: ("CKR_FUNCTION_REJECTED", Action.RETRY),
+    0x201: ("CKR_TOKEN_RESOURCE_EXCEEDED", Action.RETRY),
+    0x202: ("CKR_OPERATION_CANCEL_FAILED", Action.NEW_SESSION),
+    0x203: ("CKR_KEY_EXHAUSTED", Action.FATAL),
+}
+
+PIN_REFUSED = frozenset(
+    {CKR_PIN_INCORRECT, CKR_PIN_INVALID, CKR_PIN_LEN_RANGE, CKR_PIN_EXPIRED, CKR_PIN_LOCKED}
+)
+"""C_Login judged the PIN and did not take it."""
+
+DOES_NOT_DECRYPT = frozenset(
+    {
+        *(CKR_GENERAL_ERROR, CKR_FUNCTION_FAILED, CKR_DATA_INVALID, CKR_DATA_LEN_RANGE),
+        *(CKR_ENCRYPTED_DATA_INVALID, CKR_ENCRYPTED_DATA_LEN_RANGE, 0x042),
+    }
+)
+"""What C_Decrypt answers when a GCM tag does not match; SoftHSM2 says CKR_GENERAL_ERROR."""
+
+
+def action_of(code: int) -> Action:
+    """Return what may bring the token back after this return value."""
+    return _TABLE[code][1] if code in _TABLE else UNKNOWN
+
+
+def name_of(code: int) -> str:
+    """Return the standard's name, or the number with whose it is."""
+    if code in _TABLE:
+        return _TABLE[code][0]
+    return f"{'vendor' if code >= _VENDOR_DEFINED else 'unknown'} code 0x{code:08x}"

@@ -1,0 +1,114 @@
+"""What the worker does for each operation: byte strings in, a call of the store, byte strings out.
+
+hsm_plugin.worker_codec has the pairs that turn results into byte strings and back.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from hsm_plugin import worker_codec
+from hsm_plugin.keys import (
+    KeyAlgorithm,
+    KeyStore,
+    Sealed,
+    SignatureAlgorithm,
+    TokenIdentity,
+    TrustedRoot,
+)
+from hsm_plugin.recovery import Action
+from hsm_plugin.wire import Operation
+
+
+class TokenStore(KeyStore, Protocol):
+    """A KeyStore with the connection that it lives on."""
+
+    def connect(self) -> TokenIdentity:
+        """Find the token and log in."""
+
+    def probe(self) -> None:
+        """Return when the token answers."""
+
+    @property
+    def is_connected(self) -> bool:
+        """True while the token is usable."""
+
+    @property
+    def loss(self) -> Action:
+        """What a lost token needs."""
+
+    def close(self) -> None:
+        """Leave the token."""
+
+
+def perform(store: TokenStore, operation: Operation, fields: list[bytes]) -> list[bytes]:
+    """Return the operation's results. Raises what the store raises."""
+    return _HANDLERS[operation](store, fields)
+
+
+def _load_module(_: TokenStore, __: list[bytes]) -> list[bytes]:
+    """Return nothing: a worker that takes requests has loaded it."""
+    return []
+
+
+def _connect(store: TokenStore, _: list[bytes]) -> list[bytes]:
+    return worker_codec.encode_identity(store.connect())
+
+
+def _probe(store: TokenStore, _: list[bytes]) -> list[bytes]:
+    store.probe()
+    return []
+
+
+def _generate_kek(store: KeyStore, fields: list[bytes]) -> list[bytes]:
+    (kek_id,) = fields
+    return [worker_codec.encode_bool(store.generate_kek(kek_id))]
+
+
+def _wrap(store: KeyStore, fields: list[bytes]) -> list[bytes]:
+    kek_id, plaintext, aad = fields
+    sealed = store.wrap(kek_id, plaintext, aad)
+    return [sealed.iv, sealed.ciphertext, sealed.tag]
+
+
+def _unwrap(store: KeyStore, fields: list[bytes]) -> list[bytes]:
+    kek_id, iv, ciphertext, tag, aad = fields
+    return [store.unwrap(kek_id, Sealed(iv=iv, ciphertext=ciphertext, tag=tag), aad)]
+
+
+def _generate_signing_key(store: KeyStore, fields: list[bytes]) -> list[bytes]:
+    key_id, algorithm = fields
+    key, created = store.generate_signing_key(key_id, KeyAlgorithm(algorithm.decode()))
+    return [*worker_codec.encode_signing_key(key), worker_codec.encode_bool(created)]
+
+
+def _signing_key(store: KeyStore, fields: list[bytes]) -> list[bytes]:
+    (key_id,) = fields
+    return worker_codec.encode_signing_key(store.signing_key(key_id))
+
+
+def _sign(store: KeyStore, fields: list[bytes]) -> list[bytes]:
+    key_id, algorithm, digest = fields
+    return [store.sign(key_id, SignatureAlgorithm(algorithm.decode()), digest)]
+
+
+def _add_root(store: KeyStore, fields: list[bytes]) -> list[bytes]:
+    return [worker_codec.encode_bool(store.add_root(TrustedRoot(*fields)))]
+
+
+def _roots(store: KeyStore, _: list[bytes]) -> list[bytes]:
+    return worker_codec.encode_roots(store.roots())
+
+
+_HANDLERS: dict[Operation, Callable[[TokenStore, list[bytes]], list[bytes]]] = {
+    Operation.LOAD_MODULE: _load_module,
+    Operation.CONNECT: _connect,
+    Operation.PROBE: _probe,
+    Operation.GENERATE_KEK: _generate_kek,
+    Operation.WRAP: _wrap,
+    Operation.UNWRAP: _unwrap,
+    Operation.GENERATE_SIGNING_KEY: _generate_signing_key,
+    Operation.SIGNING_KEY: _signing_key,
+    Operation.SIGN: _sign,
+    Operation.ADD_ROOT: _add_root,
+    Operation.ROOTS: _roots,
+}
