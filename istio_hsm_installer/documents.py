@@ -1,0 +1,32 @@
+"""YAML in and out; the only user of its driver."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from istio_hsm_installer.errors import InputError
+from istio_hsm_installer.files import read_file
+
+
+def read_yaml(path: Path) -> Mapping[str, object]:
+    """Return the one mapping that the file holds; InputError, which quotes no line, otherwise."""
+    try:
+        document = yaml.safe_load(read_file(path))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise InputError(
+            f"{path} is not YAML{where}: {error.problem}", hint="check quotes and indentation"
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise InputError(f"{path} is not YAML", hint="it must be UTF-8 text") from None
+    if not isinstance(document, dict):
+        raise InputError(f"{path} holds no mapping", hint="start from: istio-hsm config init")
+    return {str(key): value for key, value in document.items()}
+
+
+def to_yaml(document: object) -> str:
+    """Return block YAML with the keys in their order."""
+    text: str = yaml.safe_dump(document, sort_keys=False, default_flow_style=False, width=10_000)
+    return text

@@ -1,0 +1,126 @@
+"""What a person or a program reads: text or JSON on stdout, two-line errors on stderr."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from istio_hsm_installer.engine import Outcome, Result, Results
+from istio_hsm_installer.errors import InstallerError, ManyErrors
+
+_MARKS = {
+    Outcome.UNCHANGED: ("=", "dim"),
+    Outcome.PENDING: ("~", "yellow"),
+    Outcome.CHANGED: ("+", "green"),
+    Outcome.MANUAL: ("!", "bold yellow"),
+    Outcome.UNDONE: ("-", "green"),
+    Outcome.KEPT: ("=", "yellow"),
+}
+_DIFF_STYLES = {"+": "green", "-": "red", "~": "yellow", "@": "dim"}
+
+
+class Output(StrEnum):
+    """How results are written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def show(output: Output, result: Mapping[str, str]) -> None:
+    """Write named values."""
+    if output is Output.JSON:
+        as_json(result)
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in result.items():
+        table.add_row(Text(name.replace("_", " "), style="bold"), Text(value))
+    _console().print(table)
+
+
+def as_json(document: object) -> None:
+    """Write one JSON document on one line."""
+    sys.stdout.write(json.dumps(document) + "\n")
+
+
+def say(text: str, style: str = "") -> None:
+    """Write one line of text, as it is."""
+    _console().print(Text(text, style=style))
+
+
+def tell(text: str) -> None:
+    """Write one line of progress to stderr."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(text, style="dim"))
+
+
+def step(result: Result) -> None:
+    """Write a step and what it changes."""
+    mark, style = _MARKS[result.outcome]
+    line = Text.assemble((f"{mark} {result.step}", style), (f"  {result.title}", "dim"))
+    console = _console()
+    console.print(line)
+    for change in result.changes:
+        console.print(Text(f"    {change.action} {change.what}"))
+        for entry in change.diff:
+            console.print(Text(f"      {entry}", style=_DIFF_STYLES.get(entry[:1], "")))
+        for entry in change.note.splitlines():
+            console.print(Text(f"      {entry}", style="cyan"))
+    if result.outcome is not Outcome.MANUAL:
+        for note in result.notes:
+            console.print(Text(f"    {note}"))
+
+
+def step_document(result: Result) -> Mapping[str, object]:
+    """Return a step as a JSON document."""
+    return {
+        "step": result.step,
+        "title": result.title,
+        "outcome": result.outcome.value,
+        "changes": [
+            {
+                "action": change.action.value,
+                "what": change.what,
+                "diff": list(change.diff),
+                "note": change.note,
+            }
+            for change in result.changes
+        ],
+        "notes": list(result.notes),
+    }
+
+
+def fail(error: InstallerError) -> None:
+    """Write an error as its cause and its hint; of several, each so."""
+    for message, hint in _lines(error):
+        fail_with(message, hint)
+
+
+def fail_with(message: str, hint: str) -> None:
+    """Write a cause and a hint."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(Text.assemble(("error:", "bold red"), " ", message))
+    if hint:
+        console.print(Text.assemble(("hint:", "bold yellow"), " ", hint))
+
+
+def counted(results: Results) -> str:
+    """Return such as `2 changed, 14 unchanged`."""
+    counts = dict.fromkeys(Outcome, 0)
+    for result in results:
+        counts[result.outcome] += 1
+    return ", ".join(f"{number} {outcome}" for outcome, number in counts.items() if number)
+
+
+def _lines(error: InstallerError) -> Iterator[tuple[str, str]]:
+    if isinstance(error, ManyErrors):
+        for entry in error.errors:
+            yield from _lines(entry)
+    else:
+        yield str(error), error.hint
+
+
+def _console() -> Console:
+    return Console(soft_wrap=True, highlight=False)
