@@ -4,7 +4,7 @@
 
 PY := .venv/bin/python
 DEMO_PACKAGES := softhsm2 openssl
-TEST_PACKAGES := $(DEMO_PACKAGES) gcc libc6-dev
+TEST_PACKAGES := $(DEMO_PACKAGES) gcc libc6-dev buildah mmdebstrap
 
 help: ## show the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
