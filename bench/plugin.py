@@ -19,12 +19,14 @@ from istio_hsm_proto import kms_istio_v1_pb2 as kms
 from istio_hsm_proto import kms_istio_v1_pb2_grpc as kms_grpc
 from istio_hsm_proto import signing_v1_pb2 as signing
 from istio_hsm_proto import signing_v1_pb2_grpc as signing_grpc
+from tests.support import pki
 from tests.support.plugin import running
 from tests.support.softhsm import SoftHsm, make_token
 
 RUNS = 3
 SECONDS = 1.5
 CONCURRENT = 16
+BATCH = 64
 _KEK = b"bench"
 _DIGEST = hashlib.sha256(b"bench").digest()
 
@@ -123,13 +125,21 @@ async def _calls(channel: grpc.aio.Channel) -> Calls:
     ecdsa = signing.SignRequest(
         key_id=b"bench-ecdsa-p256", algorithm=signing.ECDSA_SHA256, digest=_DIGEST
     )
+    batch = signing.SignBatchRequest(
+        key_id=b"bench-ecdsa-p256", algorithm=signing.ECDSA_SHA256, digests=[_DIGEST] * BATCH
+    )
+    root = pki.root("Bench Root")
+    await keys.ImportCACert(kms.ImportCACertRequest(ca_cert_blob=root.der))
+    chain = kms.VerifyCertChainRequest(certificates=[root.der])
     return {
         "GenerateDEK": lambda: keys.GenerateDEK(make),
         "LoadSKey": lambda: keys.LoadSKey(load),
         "AuthenticatedEncrypt": lambda: keys.AuthenticatedEncrypt(encrypt),
         "AuthenticatedDecrypt": lambda: keys.AuthenticatedDecrypt(decrypt),
+        "VerifyCertChain": lambda: keys.VerifyCertChain(chain),
         "Sign RSA-2048": lambda: sign.Sign(rsa),
         "Sign P-256": lambda: sign.Sign(ecdsa),
+        f"SignBatch of {BATCH}, P-256": lambda: sign.SignBatch(batch),
     }
 
 

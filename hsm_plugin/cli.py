@@ -9,14 +9,14 @@ import json
 import re
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from hsm_plugin import config, log
 from hsm_plugin.client import Client, Result
+from hsm_plugin.daemon import serve
 from hsm_plugin.errors import ConfigError, HsmPluginError
-from hsm_plugin.server import serve
 
 _DURATION = re.compile(r"(\d{1,6})(ms|s|m)?")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
@@ -61,6 +61,7 @@ def _serve(options: argparse.Namespace) -> int:
                 queue_limit=options.queue_limit,
                 drain_seconds=options.drain,
                 hang_seconds=options.hang_limit,
+                kubernetes_kek_id=options.kms_kek_id,
             )
         )
     )
@@ -84,10 +85,25 @@ def _client(options: argparse.Namespace) -> int:
         case "verify-cert":
             result = client.verify_cert(options.file)
             _show(options, result, f"Verified: {result['subject']}, until {result['not_after']}")
+        case "health":
+            _show(options, client.health(), "The plugin serves")
+        case "list-keys":
+            _list_keys(options, client.list_keys())
         case "test":
             result = client.self_test(options.kek_id)
             _show(options, result, f"KEK {result['kek_id']} encrypts and decrypts")
     return 0
+
+
+def _list_keys(options: argparse.Namespace, keys: list[Result]) -> None:
+    lines = [
+        f"{key['key_id']}  not used: {key['fault']}"
+        if "fault" in key
+        else f"{key['key_id']}  {key['algorithm']}  public key SHA-256 {key['public_key_sha256']}"
+        for key in keys
+    ]
+    text = "\n".join(lines) if lines else "No signing key is in the token"
+    _show(options, {"keys": keys}, text)
 
 
 def _csr_text(result: Result, output: Path | None) -> str:
@@ -99,7 +115,7 @@ def _csr_text(result: Result, output: Path | None) -> str:
     )
 
 
-def _show(options: argparse.Namespace, result: Result, text: str) -> None:
+def _show(options: argparse.Namespace, result: Mapping[str, object], text: str) -> None:
     sys.stdout.write((json.dumps(result) if options.output == "json" else text) + "\n")
 
 
@@ -165,6 +181,11 @@ def _parser() -> argparse.ArgumentParser:
         help="for one call of the PKCS#11 module, until its process is replaced (10s)",
     )
     server.add_argument(
+        "--kms-kek-id",
+        default=env.get("HSM_PLUGIN_KMS_KEK_ID", ""),
+        help="serve Kubernetes' KMS API too, with this KEK (HSM_PLUGIN_KMS_KEK_ID)",
+    )
+    server.add_argument(
         "--log-format", choices=("text", "json"), default=env.get("LOG_FORMAT", "text")
     )
 
@@ -181,6 +202,8 @@ def _parser() -> argparse.ArgumentParser:
     csr.add_argument("-o", "--out", type=Path, help="where to write it; else standard output")
     check = commands.add_parser("verify-cert", parents=[client], help="verify a chain")
     check.add_argument("-f", "--file", type=Path, required=True, help="PEM, its target first")
+    commands.add_parser("health", parents=[client], help="exit 0 when the plugin serves")
+    commands.add_parser("list-keys", parents=[client], help="the signing keys of the token")
     test = commands.add_parser("test", parents=[client], help="encrypt and decrypt once")
     test.add_argument("--kek-id", required=True, help="an existing KEK")
     return parser

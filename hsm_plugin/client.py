@@ -9,16 +9,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from hsm_plugin.errors import BadRequestError, HsmPluginError, HsmUnavailableError
 from hsm_plugin.trust import load_certificate, to_der
 from istio_hsm_proto import kms_istio_v1_pb2 as pb
 from istio_hsm_proto import kms_istio_v1_pb2_grpc as pb_grpc
+from istio_hsm_proto import signing_v1_pb2 as signing
+from istio_hsm_proto import signing_v1_pb2_grpc as signing_grpc
 
 _Response = TypeVar("_Response")
 
@@ -102,6 +105,36 @@ class Client:
             response = self._call(stub.VerifyCertChain, request)
         return {**_described(target), "verified": response.successful_verification}
 
+    def list_keys(self) -> list[Result]:
+        """Return each signing key of the token, with its fault when it is not used."""
+        with self._channel() as channel:
+            stub = signing_grpc.SigningServiceStub(channel)
+            response = self._call(stub.ListKeys, signing.ListKeysRequest())
+        return [
+            {
+                "key_id": _printable(entry.key.key_id),
+                "algorithm": signing.KeyAlgorithm.Name(entry.key.algorithm),
+                "public_key_sha256": _sha256(entry.key.public_key),
+            }
+            if not entry.fault
+            else {"key_id": _printable(entry.key.key_id), "fault": entry.fault}
+            for entry in response.keys
+        ]
+
+    def health(self) -> Result:
+        """Return when the plugin serves; HsmUnavailableError when it does not."""
+        with self._channel() as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)  # its types lack the methods
+            response: health_pb2.HealthCheckResponse = self._call(
+                stub.Check, health_pb2.HealthCheckRequest()
+            )
+        if response.status != health_pb2.HealthCheckResponse.SERVING:
+            raise HsmUnavailableError(
+                "the plugin is there but does not serve",
+                hint="its log says what it waits for: the PIN, the token or the HSM",
+            )
+        return {"serving": True}
+
     def self_test(self, kek_id: str) -> Result:
         """Return when a secret made under this KEK comes back unchanged."""
         secret, context = os.urandom(32), b"self-test"
@@ -132,8 +165,11 @@ class Client:
 
     @contextmanager
     def _stub(self) -> Iterator[pb_grpc.KeyManagementServiceStub]:
-        with grpc.insecure_channel(f"unix:{Path(self.socket).absolute()}") as channel:
+        with self._channel() as channel:
             yield pb_grpc.KeyManagementServiceStub(channel)
+
+    def _channel(self) -> grpc.Channel:
+        return grpc.insecure_channel(f"unix:{Path(self.socket).absolute()}")
 
     def _call(self, method: Callable[..., _Response], request: object) -> _Response:
         try:
@@ -160,6 +196,11 @@ def _from_status(error: grpc.Call, socket: str) -> HsmPluginError:
 def _raw(argument: str) -> bytes:
     """Return an argument as the shell gave it; the server says what is wrong with it."""
     return os.fsencode(argument)
+
+
+def _printable(key_id: bytes) -> str:
+    """Return the id; other clients of the token may have made one that is no visible ASCII."""
+    return key_id.decode("ascii", errors="backslashreplace")
 
 
 def _csr_secret(path: Path) -> dict[str, bytes]:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hsm_plugin.errors import ConfigError
+from hsm_plugin.errors import BadRequestError, ConfigError
+from hsm_plugin.keys import checked_id
 
 DEFAULT_SOCKET = "/var/run/hsm-socket/.sock"
 MESH_GID = 1337
@@ -31,6 +32,8 @@ class ServeConfig:
     queue_limit: int
     drain_seconds: float
     hang_seconds: float
+    kubernetes_kek_id: str
+    """Empty: Kubernetes' KMS services are off."""
 
 
 def environment() -> Mapping[str, str]:
@@ -49,6 +52,7 @@ def serve_config(
     queue_limit: int,
     drain_seconds: float,
     hang_seconds: float = DEFAULT_HANG_SECONDS,
+    kubernetes_kek_id: str = "",
 ) -> ServeConfig:
     """Return the settings, or raise one ConfigError that names every fault."""
     faults = [
@@ -77,6 +81,7 @@ def serve_config(
         faults.append("--queue-limit must be 1 to 100000")
     if not 0.5 <= hang_seconds <= 600:  # noqa: PLR2004 - said in the message
         faults.append("--hang-limit must be 500ms to 10m")
+    faults += _kek_faults(kubernetes_kek_id)
     if faults:
         raise ConfigError("; ".join(faults), hint="see `hsm-plugin serve --help`")
     return ServeConfig(
@@ -89,4 +94,14 @@ def serve_config(
         queue_limit=queue_limit,
         drain_seconds=drain_seconds,
         hang_seconds=hang_seconds,
+        kubernetes_kek_id=kubernetes_kek_id,
     )
+
+
+def _kek_faults(kek_id: str) -> list[str]:
+    try:
+        if kek_id:
+            checked_id(os.fsencode(kek_id), "KEK id")
+    except BadRequestError as error:
+        return [f"--kms-kek-id: {error}"]
+    return []

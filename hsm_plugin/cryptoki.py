@@ -29,6 +29,7 @@ _CKU_USER = 1
 _UNAVAILABLE = ctypes.c_ulong(-1).value
 _MAX_SLOTS = 256
 _MAX_FOUND = 64
+_MAX_MECHANISMS = 4096
 
 _LIST = (
     *("C_Initialize", "C_Finalize", "C_GetInfo", "C_GetFunctionList", "C_GetSlotList"),
@@ -55,11 +56,13 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "C_Finalize": (_pointer,),
     "C_GetSlotList": (ctypes.c_ubyte, _pointer, _pointer),
     "C_GetTokenInfo": (_word, _pointer),
+    "C_GetMechanismList": (_word, _pointer, _pointer),
     "C_OpenSession": (_word, _word, _pointer, _pointer, _pointer),
     "C_CloseSession": (_word,),
     "C_GetSessionInfo": (_word, _pointer),
     "C_Login": (_word, _word, ctypes.c_char_p, _word),
     "C_CreateObject": (_word, _pointer, _word, _pointer),
+    "C_DestroyObject": (_word, _word),
     "C_GetAttributeValue": (_word, _word, _pointer, _word),
     "C_FindObjectsInit": (_word, _pointer, _word),
     "C_FindObjects": (_word, _pointer, _word, _pointer),
@@ -126,6 +129,10 @@ class _Mechanism(ctypes.Structure):
     _fields_ = (("type", ctypes.c_ulong), ("parameter", ctypes.c_void_p), ("size", ctypes.c_ulong))
 
 
+class _PssParameters(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_ulong) for name in ("hash", "mask", "salt_bytes"))
+
+
 class _GcmParameters(ctypes.Structure):
     _fields_ = (
         ("iv", ctypes.c_char_p),
@@ -155,6 +162,15 @@ class Gcm:
 
     iv: bytes
     aad: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pss:
+    """Parameters of CKM_RSA_PKCS_PSS."""
+
+    hash_mechanism: int
+    mask_function: int
+    salt_bytes: int
 
 
 class Cryptoki:
@@ -211,6 +227,12 @@ class Cryptoki:
             flags=info.flags,
             max_sessions=min(limits) if limits else None,
         )
+
+    def mechanisms(self, slot: int) -> frozenset[int]:
+        """Return the mechanisms that the slot's token offers."""
+        kinds, count = (ctypes.c_ulong * _MAX_MECHANISMS)(), ctypes.c_ulong(_MAX_MECHANISMS)
+        self._call("C_GetMechanismList", slot, kinds, ctypes.byref(count))
+        return frozenset(kinds[: count.value])
 
     # -- sessions ------------------------------------------------------------------------
 
@@ -277,6 +299,10 @@ class Cryptoki:
         self._call("C_CreateObject", session, attributes, len(template), ctypes.byref(handle))
         return handle.value
 
+    def destroy(self, session: int, handle: int) -> None:
+        """Destroy the object for good."""
+        self._call("C_DestroyObject", session, handle)
+
     def generate_key(self, session: int, mechanism: int, template: Template) -> int:
         """Return the handle of a new secret key."""
         handle, attributes = ctypes.c_ulong(), _attributes(template)
@@ -301,9 +327,12 @@ class Cryptoki:
 
     # -- cryptography --------------------------------------------------------------------
 
-    def sign(self, session: int, key: int, mechanism: int, data: bytes, room: int) -> bytes:
+    def sign(
+        self, session: int, key: int, mechanism: int, pss: Pss | None, data: bytes, room: int
+    ) -> bytes:
         """Return the signature, of at most `room` bytes."""
-        self._call("C_SignInit", session, _mechanism(mechanism), key)
+        described = _pss_mechanism(mechanism, pss) if pss else _mechanism(mechanism)
+        self._call("C_SignInit", session, described, key)
         return self._output("C_Sign", session, data, room)
 
     def encrypt(self, session: int, key: int, mechanism: int, gcm: Gcm, data: bytes) -> bytes:
@@ -363,8 +392,17 @@ def _mechanism(kind: int) -> Any:
     return ctypes.byref(_Mechanism(kind, None, 0))
 
 
+def _pss_mechanism(kind: int, pss: Pss) -> Any:
+    return _with(kind, _PssParameters(pss.hash_mechanism, pss.mask_function, pss.salt_bytes))
+
+
 def _gcm_mechanism(kind: int, gcm: Gcm) -> Any:
     parameters = _GcmParameters(gcm.iv, len(gcm.iv), 8 * len(gcm.iv), gcm.aad, len(gcm.aad), 128)
+    return _with(kind, parameters)
+
+
+def _with(kind: int, parameters: ctypes.Structure) -> Any:
+    """Return a CK_MECHANISM, which keeps its parameters alive."""
     mechanism = _Mechanism(kind, ctypes.addressof(parameters), ctypes.sizeof(parameters))
     mechanism.kept = parameters
     return ctypes.byref(mechanism)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from hsm_plugin.errors import RejectedBlobError
+from hsm_plugin.errors import HsmUnavailableError, RejectedBlobError
 from hsm_plugin.keys import Sealed
 
 MAX_BLOB_BYTES = 1 << 20
@@ -41,17 +41,26 @@ class Jwe:
     """The caller's additional data, empty when the header has none."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Dek:
-    """A data encryption key, AES-256."""
+    """A data encryption key, AES-256, until it is wiped."""
 
     kid: str
-    key: bytes = field(repr=False)
+    key: bytearray = field(repr=False)
+    _cipher: AESGCM | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._cipher = AESGCM(self.key)
 
     @classmethod
     def generate(cls) -> "Dek":
         """Return a new random key with a random kid."""
-        return cls(kid=os.urandom(32).hex(), key=os.urandom(DEK_BYTES))
+        return cls(kid=os.urandom(32).hex(), key=bytearray(os.urandom(DEK_BYTES)))
+
+    def wipe(self) -> None:
+        """Overwrite the key; OpenSSL overwrites its own copy when the cipher is freed."""
+        self.key[:] = bytes(len(self.key))
+        self._cipher = None
 
     def to_jwk(self) -> bytes:
         """Return the JWK, byte for byte as the reference lays it out."""
@@ -74,13 +83,13 @@ class Dek:
         value = _decode(key.encode(), "the DEK's key")
         if len(value) != DEK_BYTES:
             raise RejectedBlobError(f"the DEK has {len(value)} bytes instead of {DEK_BYTES}")
-        return cls(kid=kid, key=value)
+        return cls(kid=kid, key=bytearray(value))
 
     def encrypt(self, plaintext: bytes, context: bytes = b"") -> bytes:
         """Return a JWE of the plaintext; `context` is readable in its header and bound to it."""
         protected = protected_header(self.kid, context)
         iv = os.urandom(DEK_IV_BYTES)
-        output = AESGCM(self.key).encrypt(iv, plaintext, protected)
+        output = self._usable_cipher().encrypt(iv, plaintext, protected)
         sealed = Sealed(iv=iv, ciphertext=output[:-TAG_BYTES], tag=output[-TAG_BYTES:])
         return serialize(protected, sealed)
 
@@ -99,11 +108,16 @@ class Dek:
             )
         sealed = jwe.sealed
         try:
-            return AESGCM(self.key).decrypt(
+            return self._usable_cipher().decrypt(
                 sealed.iv, sealed.ciphertext + sealed.tag, jwe.protected
             )
         except InvalidTag:
             raise _tampered("the ciphertext") from None
+
+    def _usable_cipher(self) -> AESGCM:
+        if self._cipher is None:
+            raise HsmUnavailableError("the DEK was forgotten in the meantime", hint="try again")
+        return self._cipher
 
 
 def protected_header(kid: str, context: bytes = b"") -> bytes:
@@ -175,7 +189,7 @@ def _json_object(text: bytes, name: str) -> dict[str, object]:
     return value
 
 
-def _encode(data: bytes) -> bytes:
+def _encode(data: bytes | bytearray) -> bytes:
     return base64.urlsafe_b64encode(data).rstrip(b"=")
 
 

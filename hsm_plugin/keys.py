@@ -1,5 +1,6 @@
 """Keys and certificates of a token, and what a token must be able to do with them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -19,6 +20,14 @@ MAX_ID_BYTES = 128
 _VISIBLE_ASCII = range(0x21, 0x7F)
 
 
+class KeyKind(Enum):
+    """What a signing key is made of."""
+
+    RSA = "RSA"
+    EC = "EC"
+    EDWARDS = "Edwards"
+
+
 class KeyAlgorithm(Enum):
     """Algorithm and size of a resident signing key."""
 
@@ -27,15 +36,19 @@ class KeyAlgorithm(Enum):
     RSA_4096 = "rsa-4096"
     ECDSA_P256 = "ecdsa-p256"
     ECDSA_P384 = "ecdsa-p384"
+    ECDSA_P521 = "ecdsa-p521"
+    ED25519 = "ed25519"
 
     @property
-    def is_rsa(self) -> bool:
-        """True for RSA, false for ECDSA."""
-        return self in _RSA_BITS
+    def kind(self) -> KeyKind:
+        """What a key of this algorithm is made of."""
+        if self in _RSA_BITS:
+            return KeyKind.RSA
+        return KeyKind.EDWARDS if self is KeyAlgorithm.ED25519 else KeyKind.EC
 
     @property
     def rsa_bits(self) -> int:
-        """Bits of the modulus; KeyError for ECDSA."""
+        """Bits of the modulus; KeyError for other kinds than RSA."""
         return _RSA_BITS[self]
 
 
@@ -52,32 +65,38 @@ class SignatureAlgorithm(Enum):
     RSA_PKCS1_SHA256 = "rsa-pkcs1-sha256"
     RSA_PKCS1_SHA384 = "rsa-pkcs1-sha384"
     RSA_PKCS1_SHA512 = "rsa-pkcs1-sha512"
+    RSA_PSS_SHA256 = "rsa-pss-sha256"
+    RSA_PSS_SHA384 = "rsa-pss-sha384"
+    RSA_PSS_SHA512 = "rsa-pss-sha512"
     ECDSA_SHA256 = "ecdsa-sha256"
     ECDSA_SHA384 = "ecdsa-sha384"
+    ECDSA_SHA512 = "ecdsa-sha512"
+    EDDSA_ED25519 = "eddsa-ed25519"
 
     @property
-    def is_rsa(self) -> bool:
-        """True for RSASSA-PKCS1-v1_5, false for ECDSA."""
-        return self in _DIGEST_INFO
+    def kind(self) -> KeyKind:
+        """The kind of key that makes such signatures."""
+        if self is SignatureAlgorithm.EDDSA_ED25519:
+            return KeyKind.EDWARDS
+        return KeyKind.EC if self.value.startswith("ecdsa") else KeyKind.RSA
 
     @property
-    def digest_bytes(self) -> int:
-        """Length of the digest that is signed."""
-        return _DIGEST_BYTES[self]
+    def digest_bytes(self) -> int | None:
+        """Length of the digest that is signed; None when the message itself is."""
+        return _DIGEST_BYTES.get(self.value.rpartition("-")[2])
+
+    @property
+    def is_pss(self) -> bool:
+        """True for RSASSA-PSS (RFC 8017, section 8.1)."""
+        return self.value.startswith("rsa-pss")
 
     @property
     def digest_info(self) -> bytes:
-        """DER prefix that goes before the digest (RFC 8017, section 9.2); KeyError for ECDSA."""
-        return _DIGEST_INFO[self]
+        """DER prefix of the digest in RSASSA-PKCS1-v1_5 (RFC 8017, section 9.2); else empty."""
+        return _DIGEST_INFO.get(self, b"")
 
 
-_DIGEST_BYTES = {
-    SignatureAlgorithm.RSA_PKCS1_SHA256: 32,
-    SignatureAlgorithm.RSA_PKCS1_SHA384: 48,
-    SignatureAlgorithm.RSA_PKCS1_SHA512: 64,
-    SignatureAlgorithm.ECDSA_SHA256: 32,
-    SignatureAlgorithm.ECDSA_SHA384: 48,
-}
+_DIGEST_BYTES = {"sha256": 32, "sha384": 48, "sha512": 64}
 
 _DIGEST_INFO = {
     SignatureAlgorithm.RSA_PKCS1_SHA256: bytes.fromhex("3031300d060960864801650304020105000420"),
@@ -94,6 +113,17 @@ class SigningKey:
     algorithm: KeyAlgorithm
     public_key: bytes
     """DER SubjectPublicKeyInfo (RFC 5280, section 4.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedKey:
+    """A signing key that was found in the token, whether it can be used or not."""
+
+    key_id: bytes
+    key: SigningKey | None
+    """None when there is a fault."""
+    fault: str = ""
+    """Why it is not used; empty for one that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +186,25 @@ class KeyStore(Protocol):
         """Return the public half, after a check that the private half cannot be extracted."""
 
     def sign(self, key_id: bytes, algorithm: SignatureAlgorithm, digest: bytes) -> bytes:
-        """Return the signature: PKCS#1 octets for RSA, DER ECDSA-Sig-Value for ECDSA."""
+        """Return the signature: PKCS#1 octets for RSA, DER for ECDSA, 64 bytes for Ed25519.
+
+        `digest`: for Ed25519, the message itself. UnsupportedError when the token has no
+        mechanism for it.
+        """
+
+    def sign_batch(
+        self, key_id: bytes, algorithm: SignatureAlgorithm, digests: Sequence[bytes]
+    ) -> list[bytes]:
+        """Return a signature for each digest, as `sign` does; all, or the first error."""
+
+    def signing_keys(self) -> list[ListedKey]:
+        """Return every signing key, ordered by its id."""
+
+    def destroy_signing_key(self, key_id: bytes, public_key_sha256: bytes) -> None:
+        """Destroy both halves; ConflictError when the public key is not the one confirmed.
+
+        What an interrupted call left behind is destroyed by the next one.
+        """
 
     def add_root(self, root: TrustedRoot) -> bool:
         """Return true when the root was stored, false when it was there already."""
@@ -189,6 +237,17 @@ class AsyncKeyStore(Protocol):
         """See KeyStore."""
 
     async def sign(self, key_id: bytes, algorithm: SignatureAlgorithm, digest: bytes) -> bytes:
+        """See KeyStore."""
+
+    async def sign_batch(
+        self, key_id: bytes, algorithm: SignatureAlgorithm, digests: Sequence[bytes]
+    ) -> list[bytes]:
+        """See KeyStore."""
+
+    async def signing_keys(self) -> list[ListedKey]:
+        """See KeyStore."""
+
+    async def destroy_signing_key(self, key_id: bytes, public_key_sha256: bytes) -> None:
         """See KeyStore."""
 
     async def add_root(self, root: TrustedRoot) -> bool:

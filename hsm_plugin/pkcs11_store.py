@@ -1,21 +1,24 @@
 """The token behind a PKCS#11 module as a KeyStore: the only user of the module."""
 
+import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
+from hsm_plugin import deadline, recovery
 from hsm_plugin import pkcs11_store_objects as objects
-from hsm_plugin import recovery
-from hsm_plugin.cryptoki import CryptokiError, Gcm
+from hsm_plugin.cryptoki import CryptokiError, Gcm, Pss
 from hsm_plugin.envelope import KEK_IV_BYTES, TAG_BYTES
-from hsm_plugin.errors import ConflictError, RejectedBlobError
+from hsm_plugin.errors import ConflictError, KeyNotFoundError, RejectedBlobError, UnsupportedError
 from hsm_plugin.keys import (
     KEK_LABEL,
     ROOT_LABEL,
     SIGNING_KEY_LABEL,
     KeyAlgorithm,
+    KeyKind,
+    ListedKey,
     Sealed,
     SignatureAlgorithm,
     SigningKey,
@@ -23,12 +26,28 @@ from hsm_plugin.keys import (
     TrustedRoot,
 )
 from hsm_plugin.pin_guard import PinGuard
-from hsm_plugin.pkcs11_store_constants import Attribute, KeyType, Mechanism, ObjectClass
+from hsm_plugin.pkcs11_store_constants import (
+    PSS_HASHES,
+    Attribute,
+    KeyType,
+    Mechanism,
+    ObjectClass,
+)
 from hsm_plugin.pkcs11_store_sessions import KeyHandle, Session, SessionPool
 from hsm_plugin.pkcs11_store_token import TokenConnection
 from hsm_plugin.recovery import Action
 
 _MAX_SIGNATURE_BYTES = 1024
+_KEY_TYPES = {
+    KeyKind.RSA: KeyType.RSA,
+    KeyKind.EC: KeyType.EC,
+    KeyKind.EDWARDS: KeyType.EC_EDWARDS,
+}
+_MECHANISMS = {
+    KeyKind.RSA: Mechanism.RSA_PKCS,
+    KeyKind.EC: Mechanism.ECDSA,
+    KeyKind.EDWARDS: Mechanism.EDDSA,
+}
 
 
 class Pkcs11Store:
@@ -87,7 +106,8 @@ class Pkcs11Store:
         self, pool: SessionPool, session: Session, kind: ObjectClass, label: str, key_id: bytes
     ) -> KeyHandle:
         """Return the only key that matches, found once for each session."""
-        known = session.keys.get((kind, key_id))
+        keys = session.known_keys(pool.keys_version)
+        known = keys.get((kind, key_id))
         if known is not None:
             return known
         handle = objects.only(self._find(pool, session, kind, label, key_id), label, key_id)
@@ -102,7 +122,7 @@ class Pkcs11Store:
                 hint="generate a new one with another key id",
             )
         key = KeyHandle(handle=handle, key_type=objects.to_int(key_type))
-        session.keys[(kind, key_id)] = key
+        keys[(kind, key_id)] = key
         return key
 
     # -- KEKs ----------------------------------------------------------------------------
@@ -170,6 +190,7 @@ class Pkcs11Store:
             if self._find(pool, session, ObjectClass.PRIVATE_KEY, label, key_id):
                 return False
             mechanism, public, private = objects.key_pair_templates(key_id, algorithm)
+            self._token.require(mechanism, f"a key of {algorithm.value}")
             self._cryptoki.generate_key_pair(session.handle, mechanism, public, private)
             return True
 
@@ -197,23 +218,91 @@ class Pkcs11Store:
 
     def sign(self, key_id: bytes, algorithm: SignatureAlgorithm, digest: bytes) -> bytes:
         """See KeyStore."""
+        (signature,) = self.sign_batch(key_id, algorithm, [digest])
+        return signature
 
-        def compute(pool: SessionPool, session: Session) -> bytes:
+    def sign_batch(
+        self, key_id: bytes, algorithm: SignatureAlgorithm, digests: Sequence[bytes]
+    ) -> list[bytes]:
+        """See KeyStore."""
+
+        def compute(pool: SessionPool, session: Session) -> list[bytes]:
             key = self._key(pool, session, ObjectClass.PRIVATE_KEY, SIGNING_KEY_LABEL, key_id)
-            if (key.key_type == KeyType.RSA) is not algorithm.is_rsa:
+            if key.key_type != _KEY_TYPES[algorithm.kind]:
                 raise ConflictError(
                     f"the signing key cannot make {algorithm.value} signatures",
                     hint="choose a signature algorithm of the key's kind",
                 )
-            mechanism, data = Mechanism.ECDSA, digest
-            if algorithm.is_rsa:
-                mechanism, data = Mechanism.RSA_PKCS, algorithm.digest_info + digest
-            return self._cryptoki.sign(
-                session.handle, key.handle, mechanism, data, _MAX_SIGNATURE_BYTES
-            )
+            mechanism, pss = _mechanism_of(algorithm)
+            self._token.require(mechanism, f"a signature of {algorithm.value}")
+            prefix = algorithm.digest_info
+            signatures = []
+            for digest in digests:
+                deadline.remaining()
+                signatures.append(
+                    self._cryptoki.sign(
+                        *(session.handle, key.handle, mechanism, pss),
+                        *(prefix + digest, _MAX_SIGNATURE_BYTES),
+                    )
+                )
+            return signatures
 
-        signature = self._token.call("signing", compute)
-        return signature if algorithm.is_rsa else _to_der(signature)
+        signatures = self._token.call("signing", compute)
+        if algorithm.kind is KeyKind.EC:
+            return [_to_der(entry) for entry in signatures]
+        return signatures
+
+    def signing_keys(self) -> list[ListedKey]:
+        """See KeyStore."""
+
+        def find(_: SessionPool, session: Session) -> set[bytes]:
+            template = objects.search(ObjectClass.PRIVATE_KEY, SIGNING_KEY_LABEL)
+            return {
+                self._cryptoki.read(session.handle, handle, [Attribute.ID])[0]
+                for handle in self._cryptoki.find(session.handle, template)
+            }
+
+        key_ids = self._token.call("listing the signing keys", find)
+        return [entry for key_id in sorted(key_ids) for entry in self._listed(key_id)]
+
+    def _listed(self, key_id: bytes) -> list[ListedKey]:
+        """Return the key, its fault, or nothing when it was destroyed just now."""
+        try:
+            return [ListedKey(key_id, self.signing_key(key_id))]
+        except KeyNotFoundError:
+            return self._orphaned(key_id)
+        except (ConflictError, UnsupportedError) as error:
+            return [ListedKey(key_id, None, str(error))]
+
+    def _orphaned(self, key_id: bytes) -> list[ListedKey]:
+        def look(pool: SessionPool, session: Session) -> list[int]:
+            return self._find(pool, session, ObjectClass.PRIVATE_KEY, SIGNING_KEY_LABEL, key_id)
+
+        if not self._token.call("listing the signing keys", look):
+            return []
+        return [ListedKey(key_id, None, "its public half is not in the token")]
+
+    def destroy_signing_key(self, key_id: bytes, public_key_sha256: bytes) -> None:
+        """See KeyStore."""
+
+        def destroy(pool: SessionPool, session: Session) -> None:
+            label = SIGNING_KEY_LABEL
+            private = self._find(pool, session, ObjectClass.PRIVATE_KEY, label, key_id)
+            found = self._find(pool, session, ObjectClass.PUBLIC_KEY, label, key_id)
+            public = objects.only(found, label, key_id)
+            key = objects.read_public_key(self._cryptoki, session.handle, public, key_id)
+            if hashlib.sha256(key.public_key).digest() != public_key_sha256:
+                raise ConflictError(
+                    "the SHA-256 does not fit the public key of this id, so it is not destroyed",
+                    hint="take it from `hsm-plugin list-keys`, and be sure of the key",
+                )
+            handles = [objects.only(private, label, key_id)] if private else []
+            for handle in (*handles, public):
+                self._cryptoki.destroy(session.handle, handle)
+                pool.keys_version += 1
+
+        with self._creating:
+            self._token.call("destroying a signing key", destroy)
 
     # -- roots ---------------------------------------------------------------------------
 
@@ -251,6 +340,14 @@ class Pkcs11Store:
             ]
 
         return self._token.call("reading the root certificates", read)
+
+
+def _mechanism_of(algorithm: SignatureAlgorithm) -> tuple[Mechanism, Pss | None]:
+    if algorithm.is_pss and algorithm.digest_bytes is not None:
+        hash_mechanism, mask_function = PSS_HASHES[algorithm.digest_bytes]
+        pss = Pss(hash_mechanism, mask_function, salt_bytes=algorithm.digest_bytes)
+        return Mechanism.RSA_PKCS_PSS, pss
+    return _MECHANISMS[algorithm.kind], None
 
 
 def _to_der(raw: bytes) -> bytes:

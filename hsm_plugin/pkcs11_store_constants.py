@@ -46,6 +46,7 @@ class KeyType(IntEnum):
     RSA = 0x00
     EC = 0x03
     AES = 0x1F
+    EC_EDWARDS = 0x40
 
 
 class Mechanism(IntEnum):
@@ -53,11 +54,17 @@ class Mechanism(IntEnum):
 
     RSA_PKCS_KEY_PAIR_GEN = 0x0000
     RSA_PKCS = 0x0001
+    RSA_PKCS_PSS = 0x000D
     EC_KEY_PAIR_GEN = 0x1040
     ECDSA = 0x1041
+    EC_EDWARDS_KEY_PAIR_GEN = 0x1055
+    EDDSA = 0x1057
     AES_KEY_GEN = 0x1080
     AES_GCM = 0x1087
 
+
+PSS_HASHES = {32: (0x250, 2), 48: (0x260, 3), 64: (0x270, 4)}
+"""CKM_SHA256, 384, 512 and CKG_MGF1_SHA256, 384, 512, by the length of the digest."""
 
 X509 = 0
 """CKC_X_509."""

@@ -3,7 +3,7 @@
 import sys
 
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from hsm_plugin.cryptoki import Cryptoki, Template
 from hsm_plugin.errors import ConflictError, KeyNotFoundError, UnsupportedError
@@ -12,6 +12,7 @@ from hsm_plugin.keys import (
     ROOT_LABEL,
     SIGNING_KEY_LABEL,
     KeyAlgorithm,
+    KeyKind,
     SigningKey,
     TrustedRoot,
 )
@@ -20,12 +21,23 @@ from hsm_plugin.pkcs11_store_constants import X509, Attribute, KeyType, Mechanis
 _CURVE_PARAMETERS = {
     KeyAlgorithm.ECDSA_P256: bytes.fromhex("06082a8648ce3d030107"),
     KeyAlgorithm.ECDSA_P384: bytes.fromhex("06052b81040022"),
+    KeyAlgorithm.ECDSA_P521: bytes.fromhex("06052b81040023"),
+    KeyAlgorithm.ED25519: bytes.fromhex("06032b6570"),
 }
-"""DER of the curve's object identifier (RFC 5480, section 2.1.1.1)."""
+"""DER of the curve's object identifier (RFC 5480, section 2.1.1.1; RFC 8410, section 3)."""
+
+_ED25519_PARAMETERS = {
+    _CURVE_PARAMETERS[KeyAlgorithm.ED25519],
+    b"\x13\x0cedwards25519",
+}
+"""The identifier and the name (PKCS#11 3.0, section 2.3.10): tokens answer either."""
+
+_ED25519_BYTES = 32
 
 _CURVES: dict[bytes, tuple[KeyAlgorithm, ec.EllipticCurve, int]] = {
     _CURVE_PARAMETERS[KeyAlgorithm.ECDSA_P256]: (KeyAlgorithm.ECDSA_P256, ec.SECP256R1(), 65),
     _CURVE_PARAMETERS[KeyAlgorithm.ECDSA_P384]: (KeyAlgorithm.ECDSA_P384, ec.SECP384R1(), 97),
+    _CURVE_PARAMETERS[KeyAlgorithm.ECDSA_P521]: (KeyAlgorithm.ECDSA_P521, ec.SECP521R1(), 133),
 }
 """Algorithm, curve, and the length of an uncompressed point."""
 
@@ -84,14 +96,16 @@ def key_pair_templates(
         Attribute.DECRYPT: False,
         Attribute.UNWRAP: False,
     }
-    if algorithm.is_rsa:
+    if algorithm.kind is KeyKind.RSA:
         size: Template = {
             Attribute.MODULUS_BITS: algorithm.rsa_bits,
             Attribute.PUBLIC_EXPONENT: b"\x01\x00\x01",
         }
         return Mechanism.RSA_PKCS_KEY_PAIR_GEN, {**public, **size}, private
     curve: Template = {Attribute.EC_PARAMS: _CURVE_PARAMETERS[algorithm]}
-    return Mechanism.EC_KEY_PAIR_GEN, {**public, **curve}, private
+    edwards = algorithm.kind is KeyKind.EDWARDS
+    mechanism = Mechanism.EC_EDWARDS_KEY_PAIR_GEN if edwards else Mechanism.EC_KEY_PAIR_GEN
+    return mechanism, {**public, **curve}, private
 
 
 def root_template(root: TrustedRoot) -> Template:
@@ -133,7 +147,8 @@ def only(found: list[int], label: str, object_id: bytes) -> int:
 def read_public_key(cryptoki: Cryptoki, session: int, handle: int, key_id: bytes) -> SigningKey:
     """Return the key of a public key object; UnsupportedError for a kind that is not ours."""
     (kind,) = cryptoki.read(session, handle, [Attribute.KEY_TYPE])
-    key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey
+    key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+    algorithm: KeyAlgorithm | None
     match to_int(kind):
         case KeyType.RSA:
             n, e = cryptoki.read(session, handle, [Attribute.MODULUS, Attribute.PUBLIC_EXPONENT])
@@ -146,8 +161,14 @@ def read_public_key(cryptoki: Cryptoki, session: int, handle: int, key_id: bytes
             algorithm, named, size = _CURVES[curve]
             # Some tokens give the point as it is, most in the OCTET STRING of the standard.
             key = ec.EllipticCurvePublicKey.from_encoded_point(named, point[-size:])
+        case KeyType.EC_EDWARDS:
+            curve, point = cryptoki.read(session, handle, [Attribute.EC_PARAMS, Attribute.EC_POINT])
+            if curve not in _ED25519_PARAMETERS:
+                raise UnsupportedError("the signing key's curve is not supported")
+            algorithm = KeyAlgorithm.ED25519
+            key = ed25519.Ed25519PublicKey.from_public_bytes(point[-_ED25519_BYTES:])
         case _:
-            raise UnsupportedError("the signing key is neither RSA nor ECDSA")
+            raise UnsupportedError("the signing key is neither RSA nor ECDSA nor Ed25519")
     if algorithm is None:
         raise UnsupportedError("the signing key has a size that is not supported")
     return SigningKey(

@@ -21,6 +21,15 @@ class Session:
     handle: int
     keys: dict[tuple[int, bytes], "KeyHandle"] = field(default_factory=dict)
     used_at: float = 0.0
+    keys_version: int = 0
+    """The pool's when the keys were found."""
+
+    def known_keys(self, version: int) -> dict[tuple[int, bytes], "KeyHandle"]:
+        """Return the keys found since the last one was destroyed: handles may be used again."""
+        if self.keys_version != version:
+            self.keys.clear()
+            self.keys_version = version
+        return self.keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +50,8 @@ class SessionPool:
         self._open = 0
         self._idle: list[Session] = []
         self._changed = threading.Condition()
+        self.keys_version = 0
+        """Grows when a key is destroyed, so that no session uses its handle any more."""
 
     @property
     def limit(self) -> int:

@@ -29,6 +29,7 @@ from hsm_plugin.errors import (
 )
 from hsm_plugin.keys import TokenIdentity
 from hsm_plugin.pin_guard import PinGuard, PinState
+from hsm_plugin.pkcs11_store_constants import Mechanism
 from hsm_plugin.pkcs11_store_sessions import Session, SessionPool
 from hsm_plugin.recovery import Action
 
@@ -55,6 +56,7 @@ class TokenConnection:
         self._guard = guard
         self._max_sessions = max_sessions
         self._pool: SessionPool | None = None
+        self._mechanisms: frozenset[int] = frozenset()
         self._loss = Action.REINITIALISE
         self._gate = threading.Condition()
         self._inside = 0
@@ -91,6 +93,14 @@ class TokenConnection:
         """What the loss of the token calls for: REINITIALISE or HSM_DOWN."""
         return self._loss
 
+    def require(self, mechanism: Mechanism, purpose: str) -> None:
+        """Return when the token's list has the mechanism; UnsupportedError otherwise."""
+        if mechanism not in self._mechanisms:
+            raise UnsupportedError(
+                f"the token does not offer CKM_{mechanism.name}, which {purpose} needs",
+                hint="choose another algorithm, or enable the mechanism in the HSM's policy",
+            )
+
     def probe(self) -> None:
         """Return when the token answers and knows us; HsmUnavailableError when it does not."""
         self.call("probing the token", self.check)
@@ -109,6 +119,7 @@ class TokenConnection:
     def _connect(self) -> TokenIdentity:
         self.cryptoki.restart()
         slot, token = self._find_token()
+        self._mechanisms = self.cryptoki.mechanisms(slot)
         limit = self._max_sessions
         if token.max_sessions is not None:
             limit = min(limit, token.max_sessions - 1)  # the login keeps one

@@ -1,33 +1,35 @@
-"""The gRPC server on the socket: edges, health, reflection, and an orderly end."""
+"""The gRPC server: each service's methods, health, and reflection."""
 
-import asyncio
 import logging
-import signal
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Generic, TypeVar, cast
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from hsm_plugin import socket_file
-from hsm_plugin.config import MESH_GID, ServeConfig
-from hsm_plugin.connection import Connection, TokenState
 from hsm_plugin.control_service import Control
-from hsm_plugin.errors import ConfigError, ExpiredError, HsmPluginError
+from hsm_plugin.errors import BadRequestError, ExpiredError, HsmPluginError
 from hsm_plugin.keys import AsyncKeyStore
+from hsm_plugin.kubernetes_kms import KubernetesKms
 from hsm_plugin.log import event
 from hsm_plugin.rsa_keys import RsaKeys
 from hsm_plugin.service import KeyManagement, utc_now
 from hsm_plugin.signing_service import Signing
 from hsm_plugin.status import details_of, metadata_of, status_of
 from hsm_plugin.token_client import TokenClient
-from hsm_plugin.worker_process import WorkerSettings
+from hsm_plugin.token_memory import TokenMemory
 from istio_hsm_proto import control_v1_pb2 as control
 from istio_hsm_proto import control_v1_pb2_grpc as control_grpc
 from istio_hsm_proto import kms_istio_v1_pb2 as kms
 from istio_hsm_proto import kms_istio_v1_pb2_grpc as kms_grpc
+from istio_hsm_proto import kms_kubernetes_v1beta1_pb2 as kms_v1
+from istio_hsm_proto import kms_kubernetes_v1beta1_pb2_grpc as kms_v1_grpc
+from istio_hsm_proto import kms_kubernetes_v2_pb2 as kms_v2
+from istio_hsm_proto import kms_kubernetes_v2_pb2_grpc as kms_v2_grpc
 from istio_hsm_proto import signing_v1_pb2 as signing
 from istio_hsm_proto import signing_v1_pb2_grpc as signing_grpc
 
@@ -41,22 +43,36 @@ _MAX_SECONDS = 60.0
 _MAX_KEKS_LOGGED = 64
 _ROOTS_LANE = b" roots"
 """Calls about root certificates; a key id has no space."""
+_LIST_LANE = b" list"
 _CONTROL_LANE = b" control"
 _SERVICES = (
     kms.DESCRIPTOR.services_by_name["KeyManagementService"].full_name,
     signing.DESCRIPTOR.services_by_name["SigningService"].full_name,
     control.DESCRIPTOR.services_by_name["ControlService"].full_name,
 )
-_HEALTH = {
-    TokenState.USABLE: health_pb2.HealthCheckResponse.SERVING,
-    TokenState.LOST: health_pb2.HealthCheckResponse.NOT_SERVING,
-}
+_V1 = "v1beta1"
+_KUBERNETES_LANE = b" kubernetes"
+_KUBERNETES_SERVICES = (
+    kms_v2.DESCRIPTOR.services_by_name["KeyManagementService"].full_name,
+    kms_v1.DESCRIPTOR.services_by_name["KeyManagementService"].full_name,
+)
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", 16 << 10),
     ("grpc.max_concurrent_streams", 1024),
     ("grpc.so_reuseport", 0),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Apis:
+    """What the services are made of, besides the token."""
+
+    memory: TokenMemory
+    rsa_keys: RsaKeys
+    control: Control
+    kubernetes_kek_id: str
+    """Empty: Kubernetes' services are not offered."""
 
 
 class Edge(Generic[_Api]):
@@ -226,6 +242,29 @@ class _SigningServicer(signing_grpc.SigningServiceServicer):
     ) -> signing.SignResponse:
         return await self._edge.answer(context, Signing.sign, request, request.key_id)
 
+    async def SignBatch(
+        self,
+        request: signing.SignBatchRequest,
+        context: grpc.aio.ServicerContext[signing.SignBatchRequest, signing.SignBatchResponse],
+    ) -> signing.SignBatchResponse:
+        return await self._edge.answer(context, Signing.sign_batch, request, request.key_id)
+
+    async def ListKeys(
+        self,
+        request: signing.ListKeysRequest,
+        context: grpc.aio.ServicerContext[signing.ListKeysRequest, signing.ListKeysResponse],
+    ) -> signing.ListKeysResponse:
+        return await self._edge.answer(context, Signing.list_keys, request, _LIST_LANE)
+
+    async def DestroyKey(
+        self,
+        request: signing.DestroyKeyRequest,
+        context: grpc.aio.ServicerContext[signing.DestroyKeyRequest, signing.DestroyKeyResponse],
+    ) -> signing.DestroyKeyResponse:
+        response = await self._edge.answer(context, Signing.destroy_key, request, request.key_id)
+        event("key.destroyed", f"Destroyed the signing key {request.key_id.decode()}")
+        return response
+
 
 class _ControlServicer(control_grpc.ControlServiceServicer):
     def __init__(self, edge: Edge[Control]) -> None:
@@ -241,72 +280,110 @@ class _ControlServicer(control_grpc.ControlServiceServicer):
         return await self._edge.answer(context, Control.reload_credentials, request, _CONTROL_LANE)
 
 
-async def serve(config: ServeConfig) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and leave no socket behind."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+class _KubernetesV2Servicer(kms_v2_grpc.KeyManagementServiceServicer):
+    def __init__(self, edge: Edge[KubernetesKms]) -> None:
+        self._edge = edge
 
-    token = TokenClient(
-        WorkerSettings(
-            module=config.module,
-            token_label=config.token_label,
-            pin_file=config.pin_file,
-            state_dir=config.state_dir,
-            threads=config.sessions,
-        ),
-        queue_limit=config.queue_limit,
-        hang_seconds=config.hang_seconds,
+    async def Status(
+        self,
+        request: kms_v2.StatusRequest,
+        context: grpc.aio.ServicerContext[kms_v2.StatusRequest, kms_v2.StatusResponse],
+    ) -> kms_v2.StatusResponse:
+        return await self._edge.answer(context, _status, request, _KUBERNETES_LANE)
+
+    async def Encrypt(
+        self,
+        request: kms_v2.EncryptRequest,
+        context: grpc.aio.ServicerContext[kms_v2.EncryptRequest, kms_v2.EncryptResponse],
+    ) -> kms_v2.EncryptResponse:
+        return await self._edge.answer(context, _encrypt, request, _KUBERNETES_LANE)
+
+    async def Decrypt(
+        self,
+        request: kms_v2.DecryptRequest,
+        context: grpc.aio.ServicerContext[kms_v2.DecryptRequest, kms_v2.DecryptResponse],
+    ) -> kms_v2.DecryptResponse:
+        return await self._edge.answer(context, _decrypt, request, _KUBERNETES_LANE)
+
+
+class _KubernetesV1Servicer(kms_v1_grpc.KeyManagementServiceServicer):
+    def __init__(self, edge: Edge[KubernetesKms]) -> None:
+        self._edge = edge
+
+    async def Version(
+        self,
+        request: kms_v1.VersionRequest,
+        context: grpc.aio.ServicerContext[kms_v1.VersionRequest, kms_v1.VersionResponse],
+    ) -> kms_v1.VersionResponse:
+        return await self._edge.answer(context, _version, request, _KUBERNETES_LANE)
+
+    async def Encrypt(
+        self,
+        request: kms_v1.EncryptRequest,
+        context: grpc.aio.ServicerContext[kms_v1.EncryptRequest, kms_v1.EncryptResponse],
+    ) -> kms_v1.EncryptResponse:
+        return await self._edge.answer(context, _encrypt_v1, request, _KUBERNETES_LANE)
+
+    async def Decrypt(
+        self,
+        request: kms_v1.DecryptRequest,
+        context: grpc.aio.ServicerContext[kms_v1.DecryptRequest, kms_v1.DecryptResponse],
+    ) -> kms_v1.DecryptResponse:
+        return await self._edge.answer(context, _decrypt_v1, request, _KUBERNETES_LANE)
+
+
+async def _status(api: KubernetesKms, _: kms_v2.StatusRequest) -> kms_v2.StatusResponse:
+    return kms_v2.StatusResponse(version="v2", healthz=await api.health(), key_id=api.kek_id)
+
+
+async def _encrypt(api: KubernetesKms, request: kms_v2.EncryptRequest) -> kms_v2.EncryptResponse:
+    ciphertext = await api.encrypt(request.plaintext)
+    return kms_v2.EncryptResponse(ciphertext=ciphertext, key_id=api.kek_id)
+
+
+async def _decrypt(api: KubernetesKms, request: kms_v2.DecryptRequest) -> kms_v2.DecryptResponse:
+    plaintext = await api.decrypt(request.ciphertext, request.key_id)
+    return kms_v2.DecryptResponse(plaintext=plaintext)
+
+
+async def _version(_: KubernetesKms, request: kms_v1.VersionRequest) -> kms_v1.VersionResponse:
+    _check_v1(request.version)
+    return kms_v1.VersionResponse(
+        version=_V1, runtime_name="hsm-plugin", runtime_version=version("istio-hsm")
     )
-    health_servicer = health.aio.HealthServicer()
-
-    async def on_change(state: TokenState) -> None:
-        for name in ("", *_SERVICES):
-            await health_servicer.set(name, _HEALTH[state])
-
-    connection = Connection(token, config.pin_file, on_change)
-    rsa_keys = RsaKeys(at_once=config.sessions, queue_limit=config.queue_limit)
-    control_api = Control(config.pin_file, connection.reload)
-    server = _server(token, rsa_keys, control_api, health_servicer)
-    try:
-        await token.load_module()
-        _listen(server, config)
-    except BaseException:
-        await token.close()
-        raise
-
-    await on_change(TokenState.LOST)
-    await server.start()
-    event("server.serving", f"Serving on socket: {config.socket}")
-    connected = asyncio.create_task(connection.run())
-    stopped = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({connected, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        event("server.draining", "Draining: calls under way end, new ones are refused")
-        connected.cancel()
-        stopped.cancel()
-        await health_servicer.enter_graceful_shutdown()
-        await server.stop(config.drain_seconds)
-        await asyncio.gather(connected, stopped, return_exceptions=True)
-        await token.close()
-        config.socket.unlink(missing_ok=True)
-        event("server.stopped", "Stopped")
-    if not connected.cancelled():
-        connected.result()  # raises what ended the loop
 
 
-def _server(
-    token: TokenClient,
-    rsa_keys: RsaKeys,
-    control_api: Control,
-    health_servicer: health.aio.HealthServicer,
+async def _encrypt_v1(api: KubernetesKms, request: kms_v1.EncryptRequest) -> kms_v1.EncryptResponse:
+    _check_v1(request.version)
+    return kms_v1.EncryptResponse(cipher=await api.encrypt(request.plain))
+
+
+async def _decrypt_v1(api: KubernetesKms, request: kms_v1.DecryptRequest) -> kms_v1.DecryptResponse:
+    _check_v1(request.version)
+    return kms_v1.DecryptResponse(plain=await api.decrypt(request.cipher))
+
+
+def _check_v1(asked: str) -> None:
+    if asked != _V1:
+        raise BadRequestError(f"this service speaks {_V1} only", hint=f"send version {_V1}")
+
+
+def services(apis: Apis) -> tuple[str, ...]:
+    """Return the full names of the services that `build` offers."""
+    return (*_SERVICES, *_KUBERNETES_SERVICES) if apis.kubernetes_kek_id else _SERVICES
+
+
+def build(
+    token: TokenClient, apis: Apis, health_servicer: health.aio.HealthServicer
 ) -> grpc.aio.Server:
+    """Return the server, not started and with no port yet."""
     server = grpc.aio.server(options=_OPTIONS)
     kms_grpc.add_KeyManagementServiceServicer_to_server(
         _KeyManagementServicer(
-            Edge(token, lambda store: KeyManagement(store, utc_now, rsa_keys.make))
+            Edge(
+                token,
+                lambda store: KeyManagement(store, utc_now, apis.rsa_keys.make, apis.memory),
+            )
         ),
         server,
     )
@@ -314,28 +391,13 @@ def _server(
         _SigningServicer(Edge(token, Signing)), server
     )
     control_grpc.add_ControlServiceServicer_to_server(
-        _ControlServicer(Edge(token, lambda _store: control_api)), server
+        _ControlServicer(Edge(token, lambda _store: apis.control)), server
     )
+    if apis.kubernetes_kek_id:
+        edge = Edge(token, lambda store: KubernetesKms(store, apis.kubernetes_kek_id))
+        kms_v2_grpc.add_KeyManagementServiceServicer_to_server(_KubernetesV2Servicer(edge), server)
+        kms_v1_grpc.add_KeyManagementServiceServicer_to_server(_KubernetesV1Servicer(edge), server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    reflection.enable_server_reflection(
-        (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-    )
+    names = (*services(apis), health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
     return server
-
-
-def _listen(server: grpc.aio.Server, config: ServeConfig) -> None:
-    socket_file.claim(config.socket)
-    try:
-        with socket_file.narrow_umask():
-            server.add_insecure_port(f"unix:{config.socket}")
-    except RuntimeError:
-        raise ConfigError(
-            f"the socket {config.socket} cannot be made",
-            hint="choose a SOCKET in a folder that this process may write",
-        ) from None
-    if not socket_file.share_with_group(config.socket, MESH_GID):
-        event(
-            "socket.group",
-            f"The socket keeps this process's group: it may not be given to {MESH_GID}",
-        )
-    event("server.listening", f"KMS Plugin Listening on : {config.socket}")

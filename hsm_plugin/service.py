@@ -1,18 +1,32 @@
 """The reference API on a token: messages in, blobs out (see kms_istio_v1.proto)."""
 
+import os
 import uuid
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
+from typing import TypeVar
 
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from hsm_plugin import trust
+from hsm_plugin import elliptic_keys, trust
+from hsm_plugin.elliptic_keys import EllipticCurve
 from hsm_plugin.envelope import MAX_BLOB_BYTES, Dek, parse, protected_header, serialize
 from hsm_plugin.errors import BadRequestError, RejectedBlobError, UnsupportedError
 from hsm_plugin.keys import AsyncKeyStore, TrustedRoot, checked_id
+from hsm_plugin.token_memory import TokenMemory
 from istio_hsm_proto import kms_istio_v1_pb2 as pb
 
+_Argument = TypeVar("_Argument")
+
 RSA_BITS = (2048, 3072, 4096)
+AES_BITS = (128, 256)
+_CURVES: dict[int, EllipticCurve] = {
+    pb.ED25519: EllipticCurve.ED25519,
+    pb.P256: EllipticCurve.P256,
+    pb.P384: EllipticCurve.P384,
+}
 _MAX_AAD_BYTES = 16 << 10
 
 
@@ -24,8 +38,10 @@ class KeyManagement:
         store: AsyncKeyStore,
         now: Callable[[], datetime],
         make_rsa_key: Callable[[int], Awaitable[bytes]],
+        memory: TokenMemory,
     ) -> None:
         self._store = store
+        self._memory = memory
         self._make_rsa_key = make_rsa_key
         self._now = now
 
@@ -43,20 +59,36 @@ class KeyManagement:
         return pb.GenerateDEKResponse(encrypted_dek_blob=serialize(protected, sealed))
 
     async def generate_skey(self, request: pb.GenerateSKeyRequest) -> pb.GenerateSKeyResponse:
-        """Answer a new RSA private key, encrypted under the DEK."""
-        if request.kind != pb.RSA:
-            raise UnsupportedError(
-                f"keys of kind {_enum_name(request.kind)} are not made here",
-                hint="ask for RSA, or use GenerateSigningKey for a key that stays in the HSM",
-            )
-        if request.size not in RSA_BITS:
-            raise BadRequestError(
-                f"RSA keys of {request.size} bits are not made",
-                hint="ask for 2048, 3072 or 4096",
-            )
+        """Answer a new key, encrypted under the DEK."""
+        make = self._maker_of(request)
+        await self._dek(request.kek_kid, request.encrypted_dek_blob)  # refused before the work
+        key = await make()
         dek = await self._dek(request.kek_kid, request.encrypted_dek_blob)
-        pem = await self._make_rsa_key(request.size)
-        return pb.GenerateSKeyResponse(encrypted_skey_blob=dek.encrypt(pem))
+        return pb.GenerateSKeyResponse(encrypted_skey_blob=dek.encrypt(key))
+
+    def _maker_of(self, request: pb.GenerateSKeyRequest) -> Callable[[], Awaitable[bytes]]:
+        """Return what makes the key that is asked for; raises when none is made like that."""
+        match request.kind:
+            case pb.RSA if request.size in RSA_BITS:
+                return partial(self._make_rsa_key, request.size)
+            case pb.AES if request.size in AES_BITS:
+                return partial(_at_once, request.size // 8, os.urandom)
+            case pb.ECC if request.curve in _CURVES:
+                return partial(_at_once, _CURVES[request.curve], elliptic_keys.make)
+            case pb.ECC:
+                raise UnsupportedError(
+                    "the curve is missing or unknown", hint="ask for ED25519, P256 or P384"
+                )
+            case pb.RSA | pb.AES:
+                sizes = RSA_BITS if request.kind == pb.RSA else AES_BITS
+                raise BadRequestError(
+                    f"{_enum_name(request.kind)} keys of {request.size} bits are not made",
+                    hint=f"ask for {', '.join(map(str, sizes))}",
+                )
+        raise UnsupportedError(
+            f"keys of kind {_enum_name(request.kind)} are not made here",
+            hint="ask for RSA, ECC or AES",
+        )
 
     async def load_skey(self, request: pb.LoadSKeyRequest) -> pb.LoadSKeyResponse:
         """Answer the private key in the clear."""
@@ -100,6 +132,7 @@ class KeyManagement:
                 certificate=trust.to_der(root),
             )
         )
+        self._memory.forget_roots()
         return pb.ImportCACertResponse(success=True)
 
     async def verify_cert_chain(
@@ -113,14 +146,26 @@ class KeyManagement:
             trust.load_certificate(blob, f"certificate {index}")
             for index, blob in enumerate(blobs, start=1)
         ]
+        trust.verify_chain(certificates, await self._roots(), self._now())
+        return pb.VerifyCertChainResponse(successful_verification=True)
+
+    async def _roots(self) -> list[x509.Certificate]:
+        known = self._memory.roots()
+        if known is not None:
+            return known
+        begun = self._memory.begin()
         roots = [
             trust.load_certificate(root.certificate, "an imported root")
             for root in await self._store.roots()
         ]
-        trust.verify_chain(certificates, roots, self._now())
-        return pb.VerifyCertChainResponse(successful_verification=True)
+        self._memory.keep_roots(roots, begun)
+        return roots
 
     async def _dek(self, kek_kid: bytes, blob: bytes) -> Dek:
+        """Return the DEK; it is to be used before anything else is awaited."""
+        known = self._memory.dek(kek_kid, blob)
+        if known is not None:
+            return known
         kek_id = checked_id(kek_kid, "KEK id")
         jwe = parse(blob, "the encrypted DEK")
         if jwe.kid.encode() != kek_id:
@@ -128,7 +173,14 @@ class KeyManagement:
                 "the encrypted DEK was wrapped by another KEK than the one named",
                 hint="pass the kek-id that is stored beside the encrypted DEK",
             )
-        return Dek.from_jwk(await self._store.unwrap(kek_id, jwe.sealed, jwe.protected))
+        begun = self._memory.begin()
+        dek = Dek.from_jwk(await self._store.unwrap(kek_id, jwe.sealed, jwe.protected))
+        self._memory.keep_dek(kek_id, blob, dek, begun)
+        return dek
+
+
+async def _at_once(argument: _Argument, make: Callable[[_Argument], bytes]) -> bytes:
+    return make(argument)
 
 
 def utc_now() -> datetime:

@@ -2,27 +2,23 @@
 
 A call passes the breaker, waits for its turn, and goes to the worker. When the token turns out
 to need a new initialisation, the call waits for it and is sent once more, if its deadline
-allows: each operation either changes nothing or is idempotent by its id.
+allows: each operation either changes nothing or is idempotent by its id. (A destruction that had
+succeeded unseen is answered with KeyNotFoundError.)
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hsm_plugin import worker_codec
 from hsm_plugin.admission import Admission
+from hsm_plugin.bound_token import BoundToken
 from hsm_plugin.breaker import Breaker
 from hsm_plugin.errors import HsmUnavailableError
-from hsm_plugin.keys import (
-    KeyAlgorithm,
-    Sealed,
-    SignatureAlgorithm,
-    SigningKey,
-    TokenIdentity,
-    TrustedRoot,
-)
+from hsm_plugin.keys import TokenIdentity
+from hsm_plugin.signing_pace import SigningPace
 from hsm_plugin.wire import Operation
 from hsm_plugin.worker_process import Loss, WorkerProcess, WorkerSettings
 
@@ -39,9 +35,15 @@ _GENERATION_HANGS = 6
 """Multiples of the hang limit: vendors' clients and key generation take their time."""
 
 _ONE_AT_A_TIME = frozenset(
-    {Operation.GENERATE_KEK, Operation.GENERATE_SIGNING_KEY, Operation.ADD_ROOT}
+    {
+        Operation.GENERATE_KEK,
+        Operation.GENERATE_SIGNING_KEY,
+        Operation.DESTROY_SIGNING_KEY,
+        Operation.SIGNING_KEYS,
+        Operation.ADD_ROOT,
+    }
 )
-"""What makes objects: slow, and never done twice for one id. It may not fill all threads."""
+"""What makes or ends objects, or reads them all: slow, so it may not fill all threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,18 @@ class Lost:
 class TokenClient:
     """One worker at a time, and the calls to it. Lives on one event loop."""
 
-    def __init__(self, settings: WorkerSettings, *, queue_limit: int, hang_seconds: float) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        *,
+        queue_limit: int,
+        hang_seconds: float,
+        forget: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`forget` is called when what the token told before may no longer be used."""
         self._settings = settings
+        self._forget = forget
+        self._pace = SigningPace(settings.threads)
         self._hang_seconds = hang_seconds
         self._worker: WorkerProcess | None = None
         self._queue_limit = queue_limit
@@ -153,6 +165,7 @@ class TokenClient:
             await self._discard(fresh)
             raise
         old, self._worker = self._worker, fresh
+        self._forget()
         self._fit(identity)
         if old is not None:
             task = asyncio.create_task(self._retire(old))
@@ -220,9 +233,9 @@ class TokenClient:
 
     # -- for the services ----------------------------------------------------------------
 
-    def bound(self, lane: bytes, deadline: float) -> "BoundToken":
+    def bound(self, lane: bytes, deadline: float) -> BoundToken:
         """Return the token for one call. `deadline`: on the monotonic clock, in seconds."""
-        return BoundToken(self, lane, deadline)
+        return BoundToken(self.call, self._pace, lane, deadline)
 
     async def call(
         self, operation: Operation, fields: Sequence[bytes], lane: bytes, deadline: float
@@ -304,62 +317,6 @@ class TokenClient:
         elif loss is not Loss.TOKEN:
             self._settled.set()
         self.breaker.open(reason, time.monotonic())
+        self._forget()
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(Lost(loss, reason))
-
-
-@dataclass(frozen=True, slots=True)
-class BoundToken:
-    """An AsyncKeyStore for one call: its lane and its deadline."""
-
-    _client: TokenClient
-    _lane: bytes
-    _deadline: float
-
-    async def generate_kek(self, kek_id: bytes) -> bool:
-        """See KeyStore."""
-        (created,) = await self._call(Operation.GENERATE_KEK, kek_id)
-        return worker_codec.decode_bool(created)
-
-    async def wrap(self, kek_id: bytes, plaintext: bytes, aad: bytes) -> Sealed:
-        """See KeyStore."""
-        iv, ciphertext, tag = await self._call(Operation.WRAP, kek_id, plaintext, aad)
-        return Sealed(iv=iv, ciphertext=ciphertext, tag=tag)
-
-    async def unwrap(self, kek_id: bytes, sealed: Sealed, aad: bytes) -> bytes:
-        """See KeyStore."""
-        parts = (sealed.iv, sealed.ciphertext, sealed.tag)
-        (plaintext,) = await self._call(Operation.UNWRAP, kek_id, *parts, aad)
-        return plaintext
-
-    async def generate_signing_key(
-        self, key_id: bytes, algorithm: KeyAlgorithm
-    ) -> tuple[SigningKey, bool]:
-        """See KeyStore."""
-        name = algorithm.value.encode()
-        *key, created = await self._call(Operation.GENERATE_SIGNING_KEY, key_id, name)
-        return worker_codec.decode_signing_key(key), worker_codec.decode_bool(created)
-
-    async def signing_key(self, key_id: bytes) -> SigningKey:
-        """See KeyStore."""
-        fields = await self._call(Operation.SIGNING_KEY, key_id)
-        return worker_codec.decode_signing_key(fields)
-
-    async def sign(self, key_id: bytes, algorithm: SignatureAlgorithm, digest: bytes) -> bytes:
-        """See KeyStore."""
-        name = algorithm.value.encode()
-        (signature,) = await self._call(Operation.SIGN, key_id, name, digest)
-        return signature
-
-    async def add_root(self, root: TrustedRoot) -> bool:
-        """See KeyStore."""
-        fields = (root.ca_id, root.subject, root.certificate)
-        (stored,) = await self._call(Operation.ADD_ROOT, *fields)
-        return worker_codec.decode_bool(stored)
-
-    async def roots(self) -> list[TrustedRoot]:
-        """See KeyStore."""
-        return worker_codec.decode_roots(await self._call(Operation.ROOTS))
-
-    async def _call(self, operation: Operation, *fields: bytes) -> list[bytes]:
-        return await self._client.call(operation, fields, self._lane, self._deadline)

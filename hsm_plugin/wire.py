@@ -21,8 +21,8 @@ MAX_PACKET_BYTES = 160 << 10
 PART_BYTES = 64 << 10
 """Results longer than this are sent in several packets of kind MORE and a last one."""
 
-_REQUEST = struct.Struct("=QdBB")
-_ANSWER = struct.Struct("=QBB")
+_REQUEST = struct.Struct("=QdBH")
+_ANSWER = struct.Struct("=QBH")
 
 
 class Operation(IntEnum):
@@ -39,6 +39,9 @@ class Operation(IntEnum):
     SIGN = 8
     ADD_ROOT = 9
     ROOTS = 10
+    SIGN_BATCH = 11
+    SIGNING_KEYS = 12
+    DESTROY_SIGNING_KEY = 13
 
 
 class Kind(IntEnum):

@@ -1,8 +1,11 @@
 """Results of a KeyStore as byte strings, and back."""
 
-from hsm_plugin.keys import KeyAlgorithm, SigningKey, TokenIdentity, TrustedRoot
+import struct
+
+from hsm_plugin.keys import KeyAlgorithm, ListedKey, SigningKey, TokenIdentity, TrustedRoot
 
 _ROOT_FIELDS = 3
+_LISTED_FIELDS = 4
 
 
 def encode_bool(value: bool) -> bytes:  # noqa: FBT001 - the value is what is encoded
@@ -15,6 +18,17 @@ def decode_bool(value: bytes) -> bool:
     return value == b"\1"
 
 
+def encode_seconds(seconds: float) -> bytes:
+    """Return eight bytes."""
+    return struct.pack("=d", seconds)
+
+
+def decode_seconds(value: bytes) -> float:
+    """Return what encode_seconds was given."""
+    seconds: float = struct.unpack("=d", value)[0]
+    return seconds
+
+
 def encode_signing_key(key: SigningKey) -> list[bytes]:
     """Return three fields."""
     return [key.key_id, key.algorithm.value.encode(), key.public_key]
@@ -24,6 +38,26 @@ def decode_signing_key(fields: list[bytes]) -> SigningKey:
     """Return what encode_signing_key was given."""
     key_id, algorithm, public_key = fields
     return SigningKey(key_id, KeyAlgorithm(algorithm.decode()), public_key)
+
+
+def encode_listed_keys(keys: list[ListedKey]) -> list[bytes]:
+    """Return four fields for each key."""
+    fields: list[bytes] = []
+    for entry in keys:
+        algorithm = entry.key.algorithm.value.encode() if entry.key else b""
+        public_key = entry.key.public_key if entry.key else b""
+        fields += [entry.key_id, algorithm, public_key, entry.fault.encode()]
+    return fields
+
+
+def decode_listed_keys(fields: list[bytes]) -> list[ListedKey]:
+    """Return what encode_listed_keys was given."""
+    keys = []
+    for start in range(0, len(fields), _LISTED_FIELDS):
+        *key, fault = fields[start : start + _LISTED_FIELDS]
+        known = None if fault else decode_signing_key(key)
+        keys.append(ListedKey(key[0], known, fault.decode()))
+    return keys
 
 
 def encode_roots(roots: list[TrustedRoot]) -> list[bytes]:

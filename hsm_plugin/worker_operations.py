@@ -3,6 +3,7 @@
 hsm_plugin.worker_codec has the pairs that turn results into byte strings and back.
 """
 
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -91,6 +92,24 @@ def _sign(store: KeyStore, fields: list[bytes]) -> list[bytes]:
     return [store.sign(key_id, SignatureAlgorithm(algorithm.decode()), digest)]
 
 
+def _sign_batch(store: KeyStore, fields: list[bytes]) -> list[bytes]:
+    """Return the signatures, and how long they took."""
+    key_id, algorithm, *digests = fields
+    started = time.monotonic()
+    signatures = store.sign_batch(key_id, SignatureAlgorithm(algorithm.decode()), digests)
+    return [*signatures, worker_codec.encode_seconds(time.monotonic() - started)]
+
+
+def _signing_keys(store: KeyStore, _: list[bytes]) -> list[bytes]:
+    return worker_codec.encode_listed_keys(store.signing_keys())
+
+
+def _destroy_signing_key(store: KeyStore, fields: list[bytes]) -> list[bytes]:
+    key_id, public_key_sha256 = fields
+    store.destroy_signing_key(key_id, public_key_sha256)
+    return []
+
+
 def _add_root(store: KeyStore, fields: list[bytes]) -> list[bytes]:
     return [worker_codec.encode_bool(store.add_root(TrustedRoot(*fields)))]
 
@@ -109,6 +128,9 @@ _HANDLERS: dict[Operation, Callable[[TokenStore, list[bytes]], list[bytes]]] = {
     Operation.GENERATE_SIGNING_KEY: _generate_signing_key,
     Operation.SIGNING_KEY: _signing_key,
     Operation.SIGN: _sign,
+    Operation.SIGN_BATCH: _sign_batch,
+    Operation.SIGNING_KEYS: _signing_keys,
+    Operation.DESTROY_SIGNING_KEY: _destroy_signing_key,
     Operation.ADD_ROOT: _add_root,
     Operation.ROOTS: _roots,
 }

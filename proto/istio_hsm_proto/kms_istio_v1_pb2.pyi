@@ -50,11 +50,17 @@ class _CurveEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Curve.ValueType
     DESCRIPTOR: _descriptor.EnumDescriptor
     UNSUPPORTED: _Curve.ValueType  # 0
     ED25519: _Curve.ValueType  # 1
+    P256: _Curve.ValueType  # 2
+    """Not in the reference, as all values above 1."""
+    P384: _Curve.ValueType  # 3
 
 class Curve(_Curve, metaclass=_CurveEnumTypeWrapper): ...
 
 UNSUPPORTED: Curve.ValueType  # 0
 ED25519: Curve.ValueType  # 1
+P256: Curve.ValueType  # 2
+"""Not in the reference, as all values above 1."""
+P384: Curve.ValueType  # 3
 Global___Curve: _TypeAlias = Curve  # noqa: Y015
 
 @_typing.final
@@ -144,9 +150,10 @@ class GenerateSKeyRequest(_message.Message):
     KEK_KID_FIELD_NUMBER: _builtins.int
     ENCRYPTED_DEK_BLOB_FIELD_NUMBER: _builtins.int
     size: _builtins.int
-    """Bits of the modulus for RSA; unused otherwise."""
+    """Bits: of the modulus for RSA (2048, 3072, 4096), of the key for AES (128, 256); unused for ECC."""
     kind: Global___KeyKind.ValueType
     curve: Global___Curve.ValueType
+    """For ECC."""
     kek_kid: _builtins.bytes
     encrypted_dek_blob: _builtins.bytes
     def __init__(
@@ -216,7 +223,7 @@ class LoadSKeyResponse(_message.Message):
 
     PLAINTEXT_SKEY_FIELD_NUMBER: _builtins.int
     plaintext_skey: _builtins.bytes
-    """PEM; RSA as PKCS#1."""
+    """RSA: PEM of PKCS#1. ECC: PEM of PKCS#8 (RFC 5958). AES: the 16 or 32 bytes of the key."""
     def __init__(
         self,
         *,

@@ -94,14 +94,14 @@ class KeyManagementServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GenerateSKey(self, request, context):
-        """Makes an asymmetric key and answers it encrypted under the DEK.
+        """Makes a key and answers it encrypted under the DEK.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LoadSKey(self, request, context):
-        """Answers the private key of GenerateSKey in the clear (PEM; RSA as PKCS#1).
+        """Answers the key of GenerateSKey in the clear, as it was stored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,9 +40,9 @@ class KeyManagementServiceStub:
     GenerateDEK: _grpc.UnaryUnaryMultiCallable[_kms_istio_v1_pb2.GenerateDEKRequest, _kms_istio_v1_pb2.GenerateDEKResponse]
     """Makes a DEK and answers it wrapped by the KEK."""
     GenerateSKey: _grpc.UnaryUnaryMultiCallable[_kms_istio_v1_pb2.GenerateSKeyRequest, _kms_istio_v1_pb2.GenerateSKeyResponse]
-    """Makes an asymmetric key and answers it encrypted under the DEK."""
+    """Makes a key and answers it encrypted under the DEK."""
     LoadSKey: _grpc.UnaryUnaryMultiCallable[_kms_istio_v1_pb2.LoadSKeyRequest, _kms_istio_v1_pb2.LoadSKeyResponse]
-    """Answers the private key of GenerateSKey in the clear (PEM; RSA as PKCS#1)."""
+    """Answers the key of GenerateSKey in the clear, as it was stored."""
     AuthenticatedEncrypt: _grpc.UnaryUnaryMultiCallable[_kms_istio_v1_pb2.AuthenticatedEncryptRequest, _kms_istio_v1_pb2.AuthenticatedEncryptResponse]
     AuthenticatedDecrypt: _grpc.UnaryUnaryMultiCallable[_kms_istio_v1_pb2.AuthenticatedDecryptRequest, _kms_istio_v1_pb2.AuthenticatedDecryptResponse]
     """A wrong aad or a tampered ciphertext is INVALID_ARGUMENT."""
@@ -59,9 +59,9 @@ class KeyManagementServiceAsyncStub(KeyManagementServiceStub):
     GenerateDEK: _aio.UnaryUnaryMultiCallable[_kms_istio_v1_pb2.GenerateDEKRequest, _kms_istio_v1_pb2.GenerateDEKResponse]  # type: ignore[assignment]
     """Makes a DEK and answers it wrapped by the KEK."""
     GenerateSKey: _aio.UnaryUnaryMultiCallable[_kms_istio_v1_pb2.GenerateSKeyRequest, _kms_istio_v1_pb2.GenerateSKeyResponse]  # type: ignore[assignment]
-    """Makes an asymmetric key and answers it encrypted under the DEK."""
+    """Makes a key and answers it encrypted under the DEK."""
     LoadSKey: _aio.UnaryUnaryMultiCallable[_kms_istio_v1_pb2.LoadSKeyRequest, _kms_istio_v1_pb2.LoadSKeyResponse]  # type: ignore[assignment]
-    """Answers the private key of GenerateSKey in the clear (PEM; RSA as PKCS#1)."""
+    """Answers the key of GenerateSKey in the clear, as it was stored."""
     AuthenticatedEncrypt: _aio.UnaryUnaryMultiCallable[_kms_istio_v1_pb2.AuthenticatedEncryptRequest, _kms_istio_v1_pb2.AuthenticatedEncryptResponse]  # type: ignore[assignment]
     AuthenticatedDecrypt: _aio.UnaryUnaryMultiCallable[_kms_istio_v1_pb2.AuthenticatedDecryptRequest, _kms_istio_v1_pb2.AuthenticatedDecryptResponse]  # type: ignore[assignment]
     """A wrong aad or a tampered ciphertext is INVALID_ARGUMENT."""
@@ -93,7 +93,7 @@ class KeyManagementServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kms_istio_v1_pb2.GenerateSKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kms_istio_v1_pb2.GenerateSKeyResponse, _abc.Awaitable[_kms_istio_v1_pb2.GenerateSKeyResponse]]:
-        """Makes an asymmetric key and answers it encrypted under the DEK."""
+        """Makes a key and answers it encrypted under the DEK."""
 
     @_abc_1.abstractmethod
     def LoadSKey(
@@ -101,7 +101,7 @@ class KeyManagementServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kms_istio_v1_pb2.LoadSKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kms_istio_v1_pb2.LoadSKeyResponse, _abc.Awaitable[_kms_istio_v1_pb2.LoadSKeyResponse]]:
-        """Answers the private key of GenerateSKey in the clear (PEM; RSA as PKCS#1)."""
+        """Answers the key of GenerateSKey in the clear, as it was stored."""
 
     @_abc_1.abstractmethod
     def AuthenticatedEncrypt(

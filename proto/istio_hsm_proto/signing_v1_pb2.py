@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n istio_hsm_proto/signing_v1.proto\x12\x13istiohsm.signing.v1\"f\n\nSigningKey\x12\x0e\n\x06key_id\x18\x01 \x01(\x0c\x12\x34\n\talgorithm\x18\x02 \x01(\x0e\x32!.istiohsm.signing.v1.KeyAlgorithm\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\"a\n\x19GenerateSigningKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\x0c\x12\x34\n\talgorithm\x18\x02 \x01(\x0e\x32!.istiohsm.signing.v1.KeyAlgorithm\"[\n\x1aGenerateSigningKeyResponse\x12,\n\x03key\x18\x01 \x01(\x0b\x32\x1f.istiohsm.signing.v1.SigningKey\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"%\n\x13GetPublicKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\x0c\"D\n\x14GetPublicKeyResponse\x12,\n\x03key\x18\x01 \x01(\x0b\x32\x1f.istiohsm.signing.v1.SigningKey\"i\n\x0bSignRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\x0c\x12:\n\talgorithm\x18\x02 \x01(\x0e\x32\'.istiohsm.signing.v1.SignatureAlgorithm\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\"!\n\x0cSignResponse\x12\x11\n\tsignature\x18\x01 \x01(\x0c*w\n\x0cKeyAlgorithm\x12\x1d\n\x19KEY_ALGORITHM_UNSPECIFIED\x10\x00\x12\x0c\n\x08RSA_2048\x10\x01\x12\x0c\n\x08RSA_3072\x10\x02\x12\x0c\n\x08RSA_4096\x10\x03\x12\x0e\n\nECDSA_P256\x10\x04\x12\x0e\n\nECDSA_P384\x10\x05*\x9f\x01\n\x12SignatureAlgorithm\x12#\n\x1fSIGNATURE_ALGORITHM_UNSPECIFIED\x10\x00\x12\x14\n\x10RSA_PKCS1_SHA256\x10\x01\x12\x14\n\x10RSA_PKCS1_SHA384\x10\x02\x12\x14\n\x10RSA_PKCS1_SHA512\x10\x03\x12\x10\n\x0c\x45\x43\x44SA_SHA256\x10\x04\x12\x10\n\x0c\x45\x43\x44SA_SHA384\x10\x05\x32\xb9\x02\n\x0eSigningService\x12u\n\x12GenerateSigningKey\x12..istiohsm.signing.v1.GenerateSigningKeyRequest\x1a/.istiohsm.signing.v1.GenerateSigningKeyResponse\x12\x63\n\x0cGetPublicKey\x12(.istiohsm.signing.v1.GetPublicKeyRequest\x1a).istiohsm.signing.v1.GetPublicKeyResponse\x12K\n\x04Sign\x12 .istiohsm.signing.v1.SignRequest\x1a!.istiohsm.signing.v1.SignResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n istio_hsm_proto/signing_v1.proto\x12\x13istiohsm.signing.v1\"f\n\nSigningKey\x12\x0e\n\x06key_id\x18\x01 \x01(\x0c\x12\x34\n\talgorithm\x18\x02 \x01(\x0e\x32!.istiohsm.signing.v1.KeyAlgorithm\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\"a\n\x19GenerateSigningKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\x0c\x12\x34\n\talgorithm\x18\x02 \x01(\x0e\x32!.istiohsm.signing.v1.KeyAlgorithm\"[\n\x1aGenerateSigningKeyResponse\x12,\n\x03key\x18\x01 \x01(\x0b\x32\x1f.istiohsm.signing.v1.SigningKey\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"%\n\x13GetPublicKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\x0c\"D\n\x14GetPublicKeyResponse\x12,\n\x03key\x18\x01 \x01(\x0b\x32\x1f.istiohsm.signing.v1.SigningKey\"i\n\x0bSignRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\x0c\x12:\n\talgorithm\x18\x02 \x01(\x0e\x32\'.istiohsm.signing.v1.SignatureAlgorithm\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\"!\n\x0cSignResponse\x12\x11\n\tsignature\x18\x01 \x01(\x0c\"o\n\x10SignBatchRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\x0c\x12:\n\talgorithm\x18\x02 \x01(\x0e\x32\'.istiohsm.signing.v1.SignatureAlgorithm\x12\x0f\n\x07\x64igests\x18\x03 \x03(\x0c\"\'\n\x11SignBatchResponse\x12\x12\n\nsignatures\x18\x01 \x03(\x0c\"\x11\n\x0fListKeysRequest\"@\n\x10ListKeysResponse\x12,\n\x04keys\x18\x01 \x03(\x0b\x32\x1e.istiohsm.signing.v1.ListedKey\"H\n\tListedKey\x12,\n\x03key\x18\x01 \x01(\x0b\x32\x1f.istiohsm.signing.v1.SigningKey\x12\r\n\x05\x66\x61ult\x18\x02 \x01(\t\"^\n\x11\x44\x65stroyKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\x0c\x12\x16\n\x0e\x63onfirm_key_id\x18\x02 \x01(\x0c\x12!\n\x19\x63onfirm_public_key_sha256\x18\x03 \x01(\x0c\"\x14\n\x12\x44\x65stroyKeyResponse*\x94\x01\n\x0cKeyAlgorithm\x12\x1d\n\x19KEY_ALGORITHM_UNSPECIFIED\x10\x00\x12\x0c\n\x08RSA_2048\x10\x01\x12\x0c\n\x08RSA_3072\x10\x02\x12\x0c\n\x08RSA_4096\x10\x03\x12\x0e\n\nECDSA_P256\x10\x04\x12\x0e\n\nECDSA_P384\x10\x05\x12\x0e\n\nECDSA_P521\x10\x06\x12\x0b\n\x07\x45\x44\x32\x35\x35\x31\x39\x10\x07*\x80\x02\n\x12SignatureAlgorithm\x12#\n\x1fSIGNATURE_ALGORITHM_UNSPECIFIED\x10\x00\x12\x14\n\x10RSA_PKCS1_SHA256\x10\x01\x12\x14\n\x10RSA_PKCS1_SHA384\x10\x02\x12\x14\n\x10RSA_PKCS1_SHA512\x10\x03\x12\x10\n\x0c\x45\x43\x44SA_SHA256\x10\x04\x12\x10\n\x0c\x45\x43\x44SA_SHA384\x10\x05\x12\x12\n\x0eRSA_PSS_SHA256\x10\x06\x12\x12\n\x0eRSA_PSS_SHA384\x10\x07\x12\x12\n\x0eRSA_PSS_SHA512\x10\x08\x12\x10\n\x0c\x45\x43\x44SA_SHA512\x10\t\x12\x11\n\rEDDSA_ED25519\x10\n2\xcd\x04\n\x0eSigningService\x12u\n\x12GenerateSigningKey\x12..istiohsm.signing.v1.GenerateSigningKeyRequest\x1a/.istiohsm.signing.v1.GenerateSigningKeyResponse\x12\x63\n\x0cGetPublicKey\x12(.istiohsm.signing.v1.GetPublicKeyRequest\x1a).istiohsm.signing.v1.GetPublicKeyResponse\x12K\n\x04Sign\x12 .istiohsm.signing.v1.SignRequest\x1a!.istiohsm.signing.v1.SignResponse\x12Z\n\tSignBatch\x12%.istiohsm.signing.v1.SignBatchRequest\x1a&.istiohsm.signing.v1.SignBatchResponse\x12W\n\x08ListKeys\x12$.istiohsm.signing.v1.ListKeysRequest\x1a%.istiohsm.signing.v1.ListKeysResponse\x12]\n\nDestroyKey\x12&.istiohsm.signing.v1.DestroyKeyRequest\x1a\'.istiohsm.signing.v1.DestroyKeyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'istio_hsm_proto.signing_v1_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KEYALGORITHM']._serialized_start=604
-  _globals['_KEYALGORITHM']._serialized_end=723
-  _globals['_SIGNATUREALGORITHM']._serialized_start=726
-  _globals['_SIGNATUREALGORITHM']._serialized_end=885
+  _globals['_KEYALGORITHM']._serialized_start=1036
+  _globals['_KEYALGORITHM']._serialized_end=1184
+  _globals['_SIGNATUREALGORITHM']._serialized_start=1187
+  _globals['_SIGNATUREALGORITHM']._serialized_end=1443
   _globals['_SIGNINGKEY']._serialized_start=57
   _globals['_SIGNINGKEY']._serialized_end=159
   _globals['_GENERATESIGNINGKEYREQUEST']._serialized_start=161
@@ -49,6 +49,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SIGNREQUEST']._serialized_end=567
   _globals['_SIGNRESPONSE']._serialized_start=569
   _globals['_SIGNRESPONSE']._serialized_end=602
-  _globals['_SIGNINGSERVICE']._serialized_start=888
-  _globals['_SIGNINGSERVICE']._serialized_end=1201
+  _globals['_SIGNBATCHREQUEST']._serialized_start=604
+  _globals['_SIGNBATCHREQUEST']._serialized_end=715
+  _globals['_SIGNBATCHRESPONSE']._serialized_start=717
+  _globals['_SIGNBATCHRESPONSE']._serialized_end=756
+  _globals['_LISTKEYSREQUEST']._serialized_start=758
+  _globals['_LISTKEYSREQUEST']._serialized_end=775
+  _globals['_LISTKEYSRESPONSE']._serialized_start=777
+  _globals['_LISTKEYSRESPONSE']._serialized_end=841
+  _globals['_LISTEDKEY']._serialized_start=843
+  _globals['_LISTEDKEY']._serialized_end=915
+  _globals['_DESTROYKEYREQUEST']._serialized_start=917
+  _globals['_DESTROYKEYREQUEST']._serialized_end=1011
+  _globals['_DESTROYKEYRESPONSE']._serialized_start=1013
+  _globals['_DESTROYKEYRESPONSE']._serialized_end=1033
+  _globals['_SIGNINGSERVICE']._serialized_start=1446
+  _globals['_SIGNINGSERVICE']._serialized_end=2035
 # @@protoc_insertion_point(module_scope)

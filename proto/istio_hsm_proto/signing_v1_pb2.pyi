@@ -7,8 +7,10 @@ Served on the plugin's socket beside the reference API; a client that knows only
 reference API never sees it.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -33,6 +35,8 @@ class _KeyAlgorithmEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyAlgor
     RSA_4096: _KeyAlgorithm.ValueType  # 3
     ECDSA_P256: _KeyAlgorithm.ValueType  # 4
     ECDSA_P384: _KeyAlgorithm.ValueType  # 5
+    ECDSA_P521: _KeyAlgorithm.ValueType  # 6
+    ED25519: _KeyAlgorithm.ValueType  # 7
 
 class KeyAlgorithm(_KeyAlgorithm, metaclass=_KeyAlgorithmEnumTypeWrapper): ...
 
@@ -42,6 +46,8 @@ RSA_3072: KeyAlgorithm.ValueType  # 2
 RSA_4096: KeyAlgorithm.ValueType  # 3
 ECDSA_P256: KeyAlgorithm.ValueType  # 4
 ECDSA_P384: KeyAlgorithm.ValueType  # 5
+ECDSA_P521: KeyAlgorithm.ValueType  # 6
+ED25519: KeyAlgorithm.ValueType  # 7
 Global___KeyAlgorithm: _TypeAlias = KeyAlgorithm  # noqa: Y015
 
 class _SignatureAlgorithm:
@@ -58,6 +64,13 @@ class _SignatureAlgorithmEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Si
     ECDSA_SHA256: _SignatureAlgorithm.ValueType  # 4
     """ECDSA (FIPS 186-5); the signature is a DER ECDSA-Sig-Value (RFC 3279, section 2.2.3)."""
     ECDSA_SHA384: _SignatureAlgorithm.ValueType  # 5
+    RSA_PSS_SHA256: _SignatureAlgorithm.ValueType  # 6
+    """RSASSA-PSS (RFC 8017, section 8.1): MGF1 with the same hash, salt as long as the digest."""
+    RSA_PSS_SHA384: _SignatureAlgorithm.ValueType  # 7
+    RSA_PSS_SHA512: _SignatureAlgorithm.ValueType  # 8
+    ECDSA_SHA512: _SignatureAlgorithm.ValueType  # 9
+    EDDSA_ED25519: _SignatureAlgorithm.ValueType  # 10
+    """Ed25519 (RFC 8032, section 5.1): of the message itself, in the place of a digest."""
 
 class SignatureAlgorithm(_SignatureAlgorithm, metaclass=_SignatureAlgorithmEnumTypeWrapper): ...
 
@@ -69,6 +82,13 @@ RSA_PKCS1_SHA512: SignatureAlgorithm.ValueType  # 3
 ECDSA_SHA256: SignatureAlgorithm.ValueType  # 4
 """ECDSA (FIPS 186-5); the signature is a DER ECDSA-Sig-Value (RFC 3279, section 2.2.3)."""
 ECDSA_SHA384: SignatureAlgorithm.ValueType  # 5
+RSA_PSS_SHA256: SignatureAlgorithm.ValueType  # 6
+"""RSASSA-PSS (RFC 8017, section 8.1): MGF1 with the same hash, salt as long as the digest."""
+RSA_PSS_SHA384: SignatureAlgorithm.ValueType  # 7
+RSA_PSS_SHA512: SignatureAlgorithm.ValueType  # 8
+ECDSA_SHA512: SignatureAlgorithm.ValueType  # 9
+EDDSA_ED25519: SignatureAlgorithm.ValueType  # 10
+"""Ed25519 (RFC 8032, section 5.1): of the message itself, in the place of a digest."""
 Global___SignatureAlgorithm: _TypeAlias = SignatureAlgorithm  # noqa: Y015
 
 @_typing.final
@@ -194,7 +214,9 @@ class SignRequest(_message.Message):
     key_id: _builtins.bytes
     algorithm: Global___SignatureAlgorithm.ValueType
     digest: _builtins.bytes
-    """Digest of the message, of the length of the algorithm's hash."""
+    """Digest of the message, of the length of the algorithm's hash. For Ed25519 the message, of
+    up to 64 KiB.
+    """
     def __init__(
         self,
         *,
@@ -228,3 +250,156 @@ class SignResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SignResponse: _TypeAlias = SignResponse  # noqa: Y015
+
+@_typing.final
+class SignBatchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    ALGORITHM_FIELD_NUMBER: _builtins.int
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.bytes
+    algorithm: Global___SignatureAlgorithm.ValueType
+    @_builtins.property
+    def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """As in SignRequest; 1 to 256. Messages for Ed25519 have up to 64 KiB together."""
+
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.bytes = ...,
+        algorithm: Global___SignatureAlgorithm.ValueType = ...,
+        digests: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "digests", b"digests", "key_id", b"key_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignBatchRequest: _TypeAlias = SignBatchRequest  # noqa: Y015
+
+@_typing.final
+class SignBatchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNATURES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def signatures(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """In the order of the digests."""
+
+    def __init__(
+        self,
+        *,
+        signatures: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["signatures", b"signatures"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignBatchResponse: _TypeAlias = SignBatchResponse  # noqa: Y015
+
+@_typing.final
+class ListKeysRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListKeysRequest: _TypeAlias = ListKeysRequest  # noqa: Y015
+
+@_typing.final
+class ListKeysResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListedKey]: ...
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[Global___ListedKey] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListKeysResponse: _TypeAlias = ListKeysResponse  # noqa: Y015
+
+@_typing.final
+class ListedKey(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    fault: _builtins.str
+    """Why the key is not used; empty for one that is."""
+    @_builtins.property
+    def key(self) -> Global___SigningKey:
+        """With its key_id alone when there is a fault."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___SigningKey | None = ...,
+        fault: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListedKey: _TypeAlias = ListedKey  # noqa: Y015
+
+@_typing.final
+class DestroyKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    CONFIRM_KEY_ID_FIELD_NUMBER: _builtins.int
+    CONFIRM_PUBLIC_KEY_SHA256_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.bytes
+    confirm_key_id: _builtins.bytes
+    """The key id once more."""
+    confirm_public_key_sha256: _builtins.bytes
+    """SHA-256 of the public key, as GetPublicKey answers it."""
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.bytes = ...,
+        confirm_key_id: _builtins.bytes = ...,
+        confirm_public_key_sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirm_key_id", b"confirm_key_id", "confirm_public_key_sha256", b"confirm_public_key_sha256", "key_id", b"key_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DestroyKeyRequest: _TypeAlias = DestroyKeyRequest  # noqa: Y015
+
+@_typing.final
+class DestroyKeyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DestroyKeyResponse: _TypeAlias = DestroyKeyResponse  # noqa: Y015

@@ -49,6 +49,21 @@ class SigningServiceStub:
                 request_serializer=istio__hsm__proto_dot_signing__v1__pb2.SignRequest.SerializeToString,
                 response_deserializer=istio__hsm__proto_dot_signing__v1__pb2.SignResponse.FromString,
                 _registered_method=True)
+        self.SignBatch = channel.unary_unary(
+                '/istiohsm.signing.v1.SigningService/SignBatch',
+                request_serializer=istio__hsm__proto_dot_signing__v1__pb2.SignBatchRequest.SerializeToString,
+                response_deserializer=istio__hsm__proto_dot_signing__v1__pb2.SignBatchResponse.FromString,
+                _registered_method=True)
+        self.ListKeys = channel.unary_unary(
+                '/istiohsm.signing.v1.SigningService/ListKeys',
+                request_serializer=istio__hsm__proto_dot_signing__v1__pb2.ListKeysRequest.SerializeToString,
+                response_deserializer=istio__hsm__proto_dot_signing__v1__pb2.ListKeysResponse.FromString,
+                _registered_method=True)
+        self.DestroyKey = channel.unary_unary(
+                '/istiohsm.signing.v1.SigningService/DestroyKey',
+                request_serializer=istio__hsm__proto_dot_signing__v1__pb2.DestroyKeyRequest.SerializeToString,
+                response_deserializer=istio__hsm__proto_dot_signing__v1__pb2.DestroyKeyResponse.FromString,
+                _registered_method=True)
 
 
 class SigningServiceServicer:
@@ -57,6 +72,7 @@ class SigningServiceServicer:
     def GenerateSigningKey(self, request, context):
         """Makes a signing key pair in the token (sensitive, never extractable), or finds the one of
         this id. FAILED_PRECONDITION when the id exists with another algorithm.
+        UNIMPLEMENTED when the token has no mechanism for such keys.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,6 +86,27 @@ class SigningServiceServicer:
 
     def Sign(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignBatch(self, request, context):
+        """Signs up to 256 digests with one key: all of them, or none is answered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListKeys(self, request, context):
+        """Answers every signing key, also those that are not used and why.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DestroyKey(self, request, context):
+        """Destroys a key pair for good. FAILED_PRECONDITION when the confirmation does not fit.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -91,6 +128,21 @@ def add_SigningServiceServicer_to_server(servicer, server):
                     servicer.Sign,
                     request_deserializer=istio__hsm__proto_dot_signing__v1__pb2.SignRequest.FromString,
                     response_serializer=istio__hsm__proto_dot_signing__v1__pb2.SignResponse.SerializeToString,
+            ),
+            'SignBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignBatch,
+                    request_deserializer=istio__hsm__proto_dot_signing__v1__pb2.SignBatchRequest.FromString,
+                    response_serializer=istio__hsm__proto_dot_signing__v1__pb2.SignBatchResponse.SerializeToString,
+            ),
+            'ListKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListKeys,
+                    request_deserializer=istio__hsm__proto_dot_signing__v1__pb2.ListKeysRequest.FromString,
+                    response_serializer=istio__hsm__proto_dot_signing__v1__pb2.ListKeysResponse.SerializeToString,
+            ),
+            'DestroyKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.DestroyKey,
+                    request_deserializer=istio__hsm__proto_dot_signing__v1__pb2.DestroyKeyRequest.FromString,
+                    response_serializer=istio__hsm__proto_dot_signing__v1__pb2.DestroyKeyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -174,6 +226,87 @@ class SigningService:
             '/istiohsm.signing.v1.SigningService/Sign',
             istio__hsm__proto_dot_signing__v1__pb2.SignRequest.SerializeToString,
             istio__hsm__proto_dot_signing__v1__pb2.SignResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/istiohsm.signing.v1.SigningService/SignBatch',
+            istio__hsm__proto_dot_signing__v1__pb2.SignBatchRequest.SerializeToString,
+            istio__hsm__proto_dot_signing__v1__pb2.SignBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/istiohsm.signing.v1.SigningService/ListKeys',
+            istio__hsm__proto_dot_signing__v1__pb2.ListKeysRequest.SerializeToString,
+            istio__hsm__proto_dot_signing__v1__pb2.ListKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DestroyKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/istiohsm.signing.v1.SigningService/DestroyKey',
+            istio__hsm__proto_dot_signing__v1__pb2.DestroyKeyRequest.SerializeToString,
+            istio__hsm__proto_dot_signing__v1__pb2.DestroyKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,9 +38,16 @@ class SigningServiceStub:
     GenerateSigningKey: _grpc.UnaryUnaryMultiCallable[_signing_v1_pb2.GenerateSigningKeyRequest, _signing_v1_pb2.GenerateSigningKeyResponse]
     """Makes a signing key pair in the token (sensitive, never extractable), or finds the one of
     this id. FAILED_PRECONDITION when the id exists with another algorithm.
+    UNIMPLEMENTED when the token has no mechanism for such keys.
     """
     GetPublicKey: _grpc.UnaryUnaryMultiCallable[_signing_v1_pb2.GetPublicKeyRequest, _signing_v1_pb2.GetPublicKeyResponse]
     Sign: _grpc.UnaryUnaryMultiCallable[_signing_v1_pb2.SignRequest, _signing_v1_pb2.SignResponse]
+    SignBatch: _grpc.UnaryUnaryMultiCallable[_signing_v1_pb2.SignBatchRequest, _signing_v1_pb2.SignBatchResponse]
+    """Signs up to 256 digests with one key: all of them, or none is answered."""
+    ListKeys: _grpc.UnaryUnaryMultiCallable[_signing_v1_pb2.ListKeysRequest, _signing_v1_pb2.ListKeysResponse]
+    """Answers every signing key, also those that are not used and why."""
+    DestroyKey: _grpc.UnaryUnaryMultiCallable[_signing_v1_pb2.DestroyKeyRequest, _signing_v1_pb2.DestroyKeyResponse]
+    """Destroys a key pair for good. FAILED_PRECONDITION when the confirmation does not fit."""
 
 @_typing.type_check_only
 class SigningServiceAsyncStub(SigningServiceStub):
@@ -48,9 +55,16 @@ class SigningServiceAsyncStub(SigningServiceStub):
     GenerateSigningKey: _aio.UnaryUnaryMultiCallable[_signing_v1_pb2.GenerateSigningKeyRequest, _signing_v1_pb2.GenerateSigningKeyResponse]  # type: ignore[assignment]
     """Makes a signing key pair in the token (sensitive, never extractable), or finds the one of
     this id. FAILED_PRECONDITION when the id exists with another algorithm.
+    UNIMPLEMENTED when the token has no mechanism for such keys.
     """
     GetPublicKey: _aio.UnaryUnaryMultiCallable[_signing_v1_pb2.GetPublicKeyRequest, _signing_v1_pb2.GetPublicKeyResponse]  # type: ignore[assignment]
     Sign: _aio.UnaryUnaryMultiCallable[_signing_v1_pb2.SignRequest, _signing_v1_pb2.SignResponse]  # type: ignore[assignment]
+    SignBatch: _aio.UnaryUnaryMultiCallable[_signing_v1_pb2.SignBatchRequest, _signing_v1_pb2.SignBatchResponse]  # type: ignore[assignment]
+    """Signs up to 256 digests with one key: all of them, or none is answered."""
+    ListKeys: _aio.UnaryUnaryMultiCallable[_signing_v1_pb2.ListKeysRequest, _signing_v1_pb2.ListKeysResponse]  # type: ignore[assignment]
+    """Answers every signing key, also those that are not used and why."""
+    DestroyKey: _aio.UnaryUnaryMultiCallable[_signing_v1_pb2.DestroyKeyRequest, _signing_v1_pb2.DestroyKeyResponse]  # type: ignore[assignment]
+    """Destroys a key pair for good. FAILED_PRECONDITION when the confirmation does not fit."""
 
 class SigningServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -61,6 +75,7 @@ class SigningServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_signing_v1_pb2.GenerateSigningKeyResponse, _abc.Awaitable[_signing_v1_pb2.GenerateSigningKeyResponse]]:
         """Makes a signing key pair in the token (sensitive, never extractable), or finds the one of
         this id. FAILED_PRECONDITION when the id exists with another algorithm.
+        UNIMPLEMENTED when the token has no mechanism for such keys.
         """
 
     @_abc_1.abstractmethod
@@ -76,5 +91,29 @@ class SigningServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _signing_v1_pb2.SignRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_signing_v1_pb2.SignResponse, _abc.Awaitable[_signing_v1_pb2.SignResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SignBatch(
+        self,
+        request: _signing_v1_pb2.SignBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_signing_v1_pb2.SignBatchResponse, _abc.Awaitable[_signing_v1_pb2.SignBatchResponse]]:
+        """Signs up to 256 digests with one key: all of them, or none is answered."""
+
+    @_abc_1.abstractmethod
+    def ListKeys(
+        self,
+        request: _signing_v1_pb2.ListKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_signing_v1_pb2.ListKeysResponse, _abc.Awaitable[_signing_v1_pb2.ListKeysResponse]]:
+        """Answers every signing key, also those that are not used and why."""
+
+    @_abc_1.abstractmethod
+    def DestroyKey(
+        self,
+        request: _signing_v1_pb2.DestroyKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_signing_v1_pb2.DestroyKeyResponse, _abc.Awaitable[_signing_v1_pb2.DestroyKeyResponse]]:
+        """Destroys a key pair for good. FAILED_PRECONDITION when the confirmation does not fit."""
 
 def add_SigningServiceServicer_to_server(servicer: SigningServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

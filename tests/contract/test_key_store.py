@@ -8,13 +8,15 @@ from dataclasses import replace
 import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
 from hsm_plugin.errors import ConflictError, KeyNotFoundError, RejectedBlobError
 from hsm_plugin.keys import (
     KeyAlgorithm,
+    KeyKind,
     KeyStore,
+    ListedKey,
     Sealed,
     SignatureAlgorithm,
     SigningKey,
@@ -23,18 +25,21 @@ from hsm_plugin.keys import (
 from tests.contract.conftest import Session
 from tests.support import pki
 
-_HASHES: dict[SignatureAlgorithm, hashes.HashAlgorithm] = {
-    SignatureAlgorithm.RSA_PKCS1_SHA256: hashes.SHA256(),
-    SignatureAlgorithm.RSA_PKCS1_SHA384: hashes.SHA384(),
-    SignatureAlgorithm.RSA_PKCS1_SHA512: hashes.SHA512(),
-    SignatureAlgorithm.ECDSA_SHA256: hashes.SHA256(),
-    SignatureAlgorithm.ECDSA_SHA384: hashes.SHA384(),
+_HASHES: dict[int, hashes.HashAlgorithm] = {
+    32: hashes.SHA256(),
+    48: hashes.SHA384(),
+    64: hashes.SHA512(),
 }
 _FITTING = [
     (key, signature)
     for key, signature in itertools.product(KeyAlgorithm, SignatureAlgorithm)
-    if key.is_rsa is signature.is_rsa
+    if key.kind is signature.kind
 ]
+_ONE_OF_A_KIND = {
+    KeyKind.RSA: SignatureAlgorithm.RSA_PKCS1_SHA256,
+    KeyKind.EC: SignatureAlgorithm.ECDSA_SHA256,
+    KeyKind.EDWARDS: SignatureAlgorithm.EDDSA_ED25519,
+}
 _numbers = itertools.count()
 
 
@@ -63,12 +68,26 @@ def resident(session: Session) -> dict[KeyAlgorithm, SigningKey]:
 
 def verify(key: SigningKey, algorithm: SignatureAlgorithm, digest: bytes, signature: bytes) -> None:
     public = serialization.load_der_public_key(key.public_key)
-    prehashed = Prehashed(_HASHES[algorithm])
-    if isinstance(public, rsa.RSAPublicKey):
-        public.verify(signature, digest, padding.PKCS1v15(), prehashed)
-    else:
-        assert isinstance(public, ec.EllipticCurvePublicKey)
-        public.verify(signature, digest, ec.ECDSA(prehashed))
+    if algorithm.digest_bytes is None or isinstance(public, ed25519.Ed25519PublicKey):
+        assert isinstance(public, ed25519.Ed25519PublicKey)
+        public.verify(signature, digest)
+        return
+    hashed = _HASHES[algorithm.digest_bytes]
+    match public:
+        case rsa.RSAPublicKey() if algorithm.is_pss:
+            scheme = padding.PSS(padding.MGF1(hashed), salt_length=hashed.digest_size)
+            public.verify(signature, digest, scheme, Prehashed(hashed))
+        case rsa.RSAPublicKey():
+            public.verify(signature, digest, padding.PKCS1v15(), Prehashed(hashed))
+        case ec.EllipticCurvePublicKey():
+            public.verify(signature, digest, ec.ECDSA(Prehashed(hashed)))
+        case _:
+            pytest.fail("a key of no kind that is known")
+
+
+def message_for(algorithm: SignatureAlgorithm) -> bytes:
+    """Return what is signed: a digest, or a message where the algorithm takes one."""
+    return b"m" * 1000 if algorithm.digest_bytes is None else b"d" * algorithm.digest_bytes
 
 
 def flipped(data: bytes, position: int = 0) -> bytes:
@@ -203,10 +222,11 @@ def test_a_resident_key_has_the_algorithm_asked_for(
             assert public.key_size == algorithm.rsa_bits
             assert public.public_numbers().e == 65537
         case ec.EllipticCurvePublicKey():
-            curve = {"ecdsa-p256": "secp256r1", "ecdsa-p384": "secp384r1"}[algorithm.value]
-            assert public.curve.name == curve
+            bits = algorithm.value.removeprefix("ecdsa-p")
+            assert public.curve.name == f"secp{bits}r1"
         case _:
-            pytest.fail("neither RSA nor ECDSA")
+            assert isinstance(public, ed25519.Ed25519PublicKey)
+            assert algorithm is KeyAlgorithm.ED25519
 
 
 @pytest.mark.parametrize("algorithm", KeyAlgorithm)
@@ -242,7 +262,7 @@ def test_a_signature_verifies_and_its_tampered_twins_do_not(
     signature_algorithm: SignatureAlgorithm,
 ) -> None:
     key = resident[algorithm]
-    digest = hashlib.new(_HASHES[signature_algorithm].name, b"message").digest()
+    digest = message_for(signature_algorithm)
     signature = store.sign(key.key_id, signature_algorithm, digest)
     verify(key, signature_algorithm, digest, signature)
     with pytest.raises(InvalidSignature):
@@ -258,9 +278,7 @@ def test_a_signature_does_not_verify_under_another_key(
     other, _ = store.generate_signing_key(new_id(), KeyAlgorithm.ECDSA_P256)
     digest = hashlib.sha256(b"message").digest()
     signature = store.sign(other.key_id, SignatureAlgorithm.ECDSA_SHA256, digest)
-    fitting = (
-        SignatureAlgorithm.RSA_PKCS1_SHA256 if algorithm.is_rsa else SignatureAlgorithm.ECDSA_SHA256
-    )
+    fitting = _ONE_OF_A_KIND[algorithm.kind]
     with pytest.raises(InvalidSignature):
         verify(resident[algorithm], fitting, digest, signature)
 
@@ -269,12 +287,31 @@ def test_a_signature_does_not_verify_under_another_key(
 def test_a_signature_of_the_other_kind_is_refused_and_the_store_stays_usable(
     store: KeyStore, resident: dict[KeyAlgorithm, SigningKey], algorithm: KeyAlgorithm
 ) -> None:
-    misfit, fit = SignatureAlgorithm.ECDSA_SHA256, SignatureAlgorithm.RSA_PKCS1_SHA256
-    if not algorithm.is_rsa:
-        misfit, fit = fit, misfit
-    with pytest.raises(ConflictError, match="cannot make"):
-        store.sign(resident[algorithm].key_id, misfit, b"d" * 32)
-    assert store.sign(resident[algorithm].key_id, fit, b"d" * 32)
+    for kind, signature in _ONE_OF_A_KIND.items():
+        if kind is not algorithm.kind:
+            with pytest.raises(ConflictError, match="cannot make"):
+                store.sign(resident[algorithm].key_id, signature, message_for(signature))
+    assert store.sign(resident[algorithm].key_id, _ONE_OF_A_KIND[algorithm.kind], b"d" * 32)
+
+
+@pytest.mark.parametrize("message", [b"", b"x", bytes(64 << 10)], ids=["empty", "short", "long"])
+def test_ed25519_signs_messages_of_every_length(
+    store: KeyStore, resident: dict[KeyAlgorithm, SigningKey], message: bytes
+) -> None:
+    key, algorithm = resident[KeyAlgorithm.ED25519], SignatureAlgorithm.EDDSA_ED25519
+    signature = store.sign(key.key_id, algorithm, message)
+    verify(key, algorithm, message, signature)
+    with pytest.raises(InvalidSignature):
+        verify(key, algorithm, message + b"!", signature)
+
+
+def test_two_pss_signatures_of_one_digest_differ(
+    store: KeyStore, resident: dict[KeyAlgorithm, SigningKey]
+) -> None:
+    key_id = resident[KeyAlgorithm.RSA_2048].key_id
+    digest = [b"d" * 32]
+    first, second = store.sign_batch(key_id, SignatureAlgorithm.RSA_PSS_SHA256, digest * 2)
+    assert first != second
 
 
 def test_an_id_of_another_algorithm_is_a_conflict_and_the_key_is_left_alone(
@@ -302,6 +339,96 @@ def test_a_kek_and_a_signing_key_may_share_an_id(store: KeyStore) -> None:
     digest = hashlib.sha256(b"message").digest()
     signature = store.sign(shared, SignatureAlgorithm.ECDSA_SHA256, digest)
     verify(key, SignatureAlgorithm.ECDSA_SHA256, digest, signature)
+
+
+# -- batches, listing, destruction ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 256])
+def test_a_batch_is_signed_in_its_order(
+    store: KeyStore, resident: dict[KeyAlgorithm, SigningKey], count: int
+) -> None:
+    key, algorithm = resident[KeyAlgorithm.ECDSA_P256], SignatureAlgorithm.ECDSA_SHA256
+    digests = [hashlib.sha256(b"message %d" % number).digest() for number in range(count)]
+    signatures = store.sign_batch(key.key_id, algorithm, digests)
+    assert len(signatures) == count
+    for digest, signature in zip(digests, signatures, strict=True):
+        verify(key, algorithm, digest, signature)
+        with pytest.raises(InvalidSignature):
+            verify(key, algorithm, flipped(digest), signature)
+
+
+def test_a_batch_of_rsa_signatures_is_that_of_single_ones(
+    store: KeyStore, resident: dict[KeyAlgorithm, SigningKey]
+) -> None:
+    key_id, algorithm = resident[KeyAlgorithm.RSA_2048].key_id, SignatureAlgorithm.RSA_PKCS1_SHA256
+    digests = [bytes([number]) * 32 for number in range(3)]
+    single = [store.sign(key_id, algorithm, digest) for digest in digests]
+    assert store.sign_batch(key_id, algorithm, digests) == single
+
+
+def test_a_batch_for_an_unknown_key_or_the_other_kind_is_refused(
+    store: KeyStore, resident: dict[KeyAlgorithm, SigningKey]
+) -> None:
+    with pytest.raises(KeyNotFoundError):
+        store.sign_batch(new_id("missing"), SignatureAlgorithm.ECDSA_SHA256, [b"d" * 32])
+    with pytest.raises(ConflictError, match="cannot make"):
+        store.sign_batch(
+            resident[KeyAlgorithm.RSA_2048].key_id, SignatureAlgorithm.ECDSA_SHA256, [b"d" * 32]
+        )
+
+
+def test_every_signing_key_is_listed_and_no_other_object(
+    store: KeyStore, kek: bytes, resident: dict[KeyAlgorithm, SigningKey]
+) -> None:
+    listed = store.signing_keys()
+    found = {entry.key_id: entry for entry in listed}
+    assert [entry.key_id for entry in listed] == sorted(found)
+    for key in resident.values():
+        assert found[key.key_id] == ListedKey(key.key_id, key)
+    assert kek not in found
+
+
+def public_sha256(key: SigningKey) -> bytes:
+    return hashlib.sha256(key.public_key).digest()
+
+
+def test_a_destroyed_key_is_gone_for_every_thread(store: KeyStore) -> None:
+    key, _ = store.generate_signing_key(new_id(), KeyAlgorithm.ECDSA_P256)
+
+    def sign(_: int) -> bytes:
+        return store.sign(key.key_id, SignatureAlgorithm.ECDSA_SHA256, b"d" * 32)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(sign, range(32)))
+        store.destroy_signing_key(key.key_id, public_sha256(key))
+        failures = [future.exception() for future in [pool.submit(sign, 0) for _ in range(32)]]
+    assert {type(failure) for failure in failures} == {KeyNotFoundError}
+    assert key.key_id not in {entry.key_id for entry in store.signing_keys()}
+    with pytest.raises(KeyNotFoundError):
+        store.destroy_signing_key(key.key_id, public_sha256(key))
+
+
+def test_a_key_is_not_destroyed_with_anothers_confirmation(
+    store: KeyStore, resident: dict[KeyAlgorithm, SigningKey]
+) -> None:
+    key, other = resident[KeyAlgorithm.ECDSA_P256], resident[KeyAlgorithm.ECDSA_P384]
+    for confirmation in (public_sha256(other), flipped(public_sha256(key)), b""):
+        with pytest.raises(ConflictError, match="not destroyed"):
+            store.destroy_signing_key(key.key_id, confirmation)
+    assert store.sign(key.key_id, SignatureAlgorithm.ECDSA_SHA256, b"d" * 32)
+
+
+def test_the_id_of_a_destroyed_key_may_be_used_again(store: KeyStore) -> None:
+    first, _ = store.generate_signing_key(new_id(), KeyAlgorithm.ECDSA_P256)
+    store.destroy_signing_key(first.key_id, public_sha256(first))
+    second, created = store.generate_signing_key(first.key_id, KeyAlgorithm.ECDSA_P256)
+    assert created
+    digest = hashlib.sha256(b"message").digest()
+    signature = store.sign(second.key_id, SignatureAlgorithm.ECDSA_SHA256, digest)
+    verify(second, SignatureAlgorithm.ECDSA_SHA256, digest, signature)
+    with pytest.raises(InvalidSignature):
+        verify(first, SignatureAlgorithm.ECDSA_SHA256, digest, signature)
 
 
 # -- roots ---------------------------------------------------------------------------------

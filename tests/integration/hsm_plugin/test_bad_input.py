@@ -254,16 +254,16 @@ _BAD_CALLS: list[tuple[str, _Call, grpc.StatusCode, str]] = [
         "keys of kind UNKNOWN are not made here",
     ),
     (
-        "GenerateSKey of ECC",
-        lambda s, m: s.GenerateSKey(generate(m, kind=kms.ECC, curve=kms.ED25519)),
+        "GenerateSKey of ECC without a curve",
+        lambda s, m: s.GenerateSKey(generate(m, kind=kms.ECC, size=256)),
         UNKNOWN,
-        "keys of kind ECC are not made here",
+        "the curve is missing or unknown",
     ),
     (
-        "GenerateSKey of AES",
-        lambda s, m: s.GenerateSKey(generate(m, kind=kms.AES, size=256)),
+        "GenerateSKey of a curve from the future",
+        lambda s, m: s.GenerateSKey(generate(m, kind=kms.ECC, curve=99)),
         UNKNOWN,
-        "keys of kind AES are not made here",
+        "the curve is missing or unknown",
     ),
     (
         "GenerateSKey of a kind from the future",

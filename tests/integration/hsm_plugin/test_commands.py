@@ -20,6 +20,7 @@ from tests.support import pki
 from tests.support import plugin as plugins
 from tests.support.pki import Issued
 from tests.support.plugin import Plugin
+from tests.support.softhsm import SoftHsm
 
 CSR_ID = b"mesh.local"
 
@@ -459,3 +460,17 @@ def test_an_argument_that_is_no_utf8_is_refused_without_a_traceback(plugin: Plug
     )
     assert done.returncode == 1
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
+
+
+def test_health_is_0_while_it_serves_and_1_when_it_waits_or_is_gone(
+    command: Command, hsm: SoftHsm, tmp_path: Path
+) -> None:
+    assert command("health") == Outcome(0, "The plugin serves\n", "")
+    hsm.pin_file.unlink()
+    with plugins.running(hsm, tmp_path / "waiting", wanted=plugins.NOT_SERVING) as waiting:
+        done = plugins.command(["health"], environment={"SOCKET": str(waiting.socket)})
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: the plugin is there but does not serve")
+    done = plugins.command(["health"], environment={"SOCKET": str(waiting.socket)})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no plugin answers" in done.stderr

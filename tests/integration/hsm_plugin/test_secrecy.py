@@ -110,7 +110,7 @@ def test_no_secret_of_any_call_is_seen_from_outside(
 
         jwe = parse(dek, "it")
         with token_view.viewed(hsm) as view:
-            key = Dek.from_jwk(view.decrypt(kek, jwe.sealed, jwe.protected)).key
+            key = bytes(Dek.from_jwk(view.decrypt(kek, jwe.sealed, jwe.protected)).key)
         lines = pem.splitlines()[1:-1]
         assert_unseen(plugin, PIN.encode(), PLAINTEXT, key, *lines)
         for answer in answers:

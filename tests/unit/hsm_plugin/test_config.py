@@ -19,6 +19,7 @@ class Settings(TypedDict, total=False):
     sessions: int
     queue_limit: int
     drain_seconds: float
+    kubernetes_kek_id: str
 
 
 @pytest.fixture
@@ -63,6 +64,11 @@ def test_a_relative_socket_is_made_absolute(folder: Path, monkeypatch: pytest.Mo
     assert made(folder, socket=".sock").socket == folder / ".sock"
 
 
+def test_kubernetes_is_served_only_when_a_kek_is_named(folder: Path) -> None:
+    assert made(folder).kubernetes_kek_id == ""
+    assert made(folder, kubernetes_kek_id="etcd").kubernetes_kek_id == "etcd"
+
+
 @pytest.mark.parametrize(
     ("changed", "fault"),
     [
@@ -78,6 +84,8 @@ def test_a_relative_socket_is_made_absolute(folder: Path, monkeypatch: pytest.Mo
         (Settings(state_dir="/no/state"), "state folder /no/state .* cannot be written"),
         (Settings(sessions=0), "--sessions must be 1 to 256"),
         (Settings(sessions=257), "--sessions must be 1 to 256"),
+        (Settings(kubernetes_kek_id="two words"), "--kms-kek-id: KEK id is not visible ASCII"),
+        (Settings(kubernetes_kek_id="k" * 129), "--kms-kek-id: KEK id has 129 bytes"),
         (Settings(queue_limit=0), "--queue-limit must be 1 to 100000"),
         (Settings(queue_limit=100_001), "--queue-limit must be 1 to 100000"),
     ],

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
 from hsm_plugin.errors import BadRequestError
-from hsm_plugin.keys import KeyAlgorithm, SignatureAlgorithm, checked_id
+from hsm_plugin.keys import KeyAlgorithm, KeyKind, SignatureAlgorithm, checked_id
 
 _HASHES: dict[SignatureAlgorithm, hashes.HashAlgorithm] = {
     SignatureAlgorithm.RSA_PKCS1_SHA256: hashes.SHA256(),
@@ -45,9 +45,23 @@ def test_any_other_id_is_refused_with_a_hint(value: bytes, reason: str) -> None:
 
 
 def test_only_rsa_algorithms_have_a_modulus() -> None:
-    assert {entry.rsa_bits for entry in KeyAlgorithm if entry.is_rsa} == {2048, 3072, 4096}
+    assert {entry.rsa_bits for entry in KeyAlgorithm if entry.kind is KeyKind.RSA} == {
+        2048,
+        3072,
+        4096,
+    }
     with pytest.raises(KeyError):
         _ = KeyAlgorithm.ECDSA_P256.rsa_bits
+
+
+@pytest.mark.parametrize("algorithm", SignatureAlgorithm)
+def test_each_algorithm_says_what_is_signed_and_by_which_key(algorithm: SignatureAlgorithm) -> None:
+    family = algorithm.value.partition("-")[0]
+    kinds = {"rsa": KeyKind.RSA, "ecdsa": KeyKind.EC, "eddsa": KeyKind.EDWARDS}
+    assert algorithm.kind is kinds[family]
+    assert algorithm.is_pss is ("pss" in algorithm.value)
+    assert bool(algorithm.digest_info) is ("pkcs1" in algorithm.value)
+    assert (algorithm.digest_bytes is None) is (family == "eddsa")
 
 
 @pytest.mark.parametrize("algorithm", _HASHES)

@@ -1,0 +1,103 @@
+"""What the token told a while ago and need not tell again: unwrapped DEKs and imported roots.
+
+An entry lives for a bounded time and all are forgotten when the token is lost, so that a token
+that is gone stops its keys from being used. Nothing here reads a clock: it is passed in.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cryptography import x509
+
+from hsm_plugin.envelope import Dek
+
+DEK_SECONDS = 60.0
+MAX_DEKS = 1024
+ROOT_SECONDS = 10.0
+"""Another plugin on the same token may import a root too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recollection:
+    """The moment in which the token is asked; what was lost in the meantime is not kept."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    dek: Dek
+    expires_at: float
+
+
+class TokenMemory:
+    """The DEKs and roots in use. Lives on one event loop."""
+
+    def __init__(self, now: Callable[[], float], *, max_deks: int = MAX_DEKS) -> None:
+        """`now`: a monotonic clock, in seconds."""
+        self._now = now
+        self._max_deks = max_deks
+        self._generation = 0
+        self._deks: OrderedDict[bytes, _Kept] = OrderedDict()
+        self._roots: list[x509.Certificate] | None = None
+        self._roots_expire_at = 0.0
+
+    def begin(self) -> Recollection:
+        """Return what `keep_dek` and `keep_roots` are given: take it before asking the token."""
+        return Recollection(self._generation)
+
+    def dek(self, kek_id: bytes, blob: bytes) -> Dek | None:
+        """Return the DEK of this blob under this KEK, when it is remembered."""
+        self.expire()
+        kept = self._deks.get(_name(kek_id, blob))
+        return kept.dek if kept else None
+
+    def keep_dek(self, kek_id: bytes, blob: bytes, dek: Dek, begun: Recollection) -> None:
+        """Remember a DEK, and forget the oldest one when there are too many."""
+        if begun.generation != self._generation:
+            return
+        name = _name(kek_id, blob)
+        known = self._deks.pop(name, None)
+        if known is not None:
+            known.dek.wipe()
+        self._deks[name] = _Kept(dek, self._now() + DEK_SECONDS)
+        if len(self._deks) > self._max_deks:
+            self._forget_oldest()
+
+    def roots(self) -> list[x509.Certificate] | None:
+        """Return the imported roots, when they are remembered."""
+        return self._roots if self._now() < self._roots_expire_at else None
+
+    def keep_roots(self, roots: list[x509.Certificate], begun: Recollection) -> None:
+        """Remember all imported roots."""
+        if begun.generation == self._generation:
+            self._roots, self._roots_expire_at = roots, self._now() + ROOT_SECONDS
+
+    def forget_roots(self) -> None:
+        """Forget the roots, and what is being read of them now."""
+        self._generation += 1
+        self._roots = None
+        self._roots_expire_at = 0.0
+
+    def expire(self) -> None:
+        """Wipe the DEKs whose time is over; to be called now and then when nobody asks."""
+        now = self._now()
+        while self._deks and next(iter(self._deks.values())).expires_at <= now:
+            self._forget_oldest()
+
+    def clear(self) -> None:
+        """Wipe all keys, forget all roots, and what is being read now."""
+        self.forget_roots()
+        while self._deks:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        _, kept = self._deks.popitem(last=False)
+        kept.dek.wipe()
+
+
+def _name(kek_id: bytes, blob: bytes) -> bytes:
+    """Return the SHA-256 of both; an id has no NUL, so no two pairs are written alike."""
+    return hashlib.sha256(kek_id + b"\0" + blob).digest()
