@@ -8,8 +8,8 @@ from typing import Protocol
 
 import jwt
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
+from istiod_ca_bridge.der import MALFORMED
 from istiod_ca_bridge.errors import ConfigError, UnauthenticatedError
 from istiod_ca_bridge.identity import WorkloadIdentity, parse_spiffe_id, workload_identity
 
@@ -17,6 +17,7 @@ MAX_TOKEN_BYTES = 16 << 10
 MAX_KEYS = 32
 TOKEN_LEEWAY = timedelta(seconds=30)
 TOKEN_ALGORITHMS = ("RS256", "RS384", "RS512", "ES256", "ES384")
+_MAX_NAME = 253
 _KEY_TYPES = {"RSA", "EC"}
 
 
@@ -34,6 +35,7 @@ class Caller:
     identity: WorkloadIdentity
     method: Method
     pod: str = ""
+    pod_uid: str = ""
 
 
 class TokenAuthenticator(Protocol):
@@ -53,7 +55,7 @@ def caller_of_certificate(der: bytes, trust_domain: str, now: datetime) -> Calle
     try:
         certificate = x509.load_der_x509_certificate(der)
         extensions = certificate.extensions
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension):
+    except MALFORMED:
         raise UnauthenticatedError("the client certificate is malformed") from None
     if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
         raise UnauthenticatedError("the client certificate is expired or not valid yet")
@@ -175,7 +177,13 @@ def _caller(claims: Mapping[str, object], trust_domain: str) -> Caller:
     if claims.get("sub") != f"system:serviceaccount:{namespace}:{account}":
         raise UnauthenticatedError("the token is refused: it is not of a ServiceAccount")
     identity = workload_identity(trust_domain, namespace, account)
-    return Caller(identity, Method.TOKEN, pod=_text(_child(kubernetes, "pod"), "name")[:253])
+    pod = _child(kubernetes, "pod")
+    return Caller(
+        identity,
+        Method.TOKEN,
+        pod=_text(pod, "name")[:_MAX_NAME],
+        pod_uid=_text(pod, "uid")[:_MAX_NAME],
+    )
 
 
 def _child(claims: object, key: str) -> object:

@@ -22,6 +22,7 @@ from istiod_ca_bridge.issue import issue
 from istiod_ca_bridge.log import EventLog
 from istiod_ca_bridge.policy import TtlPolicy, grant_workload, granted_lifetime, requested_key
 from istiod_ca_bridge.status import status_of, told
+from istiod_ca_bridge.throttle import Throttle
 from istiod_ca_bridge.tls_front import Peer
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class CertificateService(IstioCertificateServiceServicer):
         self._clock = clock
         self._log = log
         self._in_flight = 0
+        self._anyones = Throttle()
 
     async def CreateCertificate(
         self, request: ca.IstioCertificateRequest, context: "Context"
@@ -89,12 +91,7 @@ class CertificateService(IstioCertificateServiceServicer):
             finally:
                 self._in_flight -= 1
         except BridgeError as error:
-            self._log.warning(
-                "certificate.refused",
-                status=status_of(error).name,
-                reason=str(error),
-                identity=str(caller.identity) if caller else "",
-            )
+            self._tell(error, caller)
             await context.abort(status_of(error), told(error))
         self._log.info(
             "certificate.issued",
@@ -103,8 +100,22 @@ class CertificateService(IstioCertificateServiceServicer):
             not_after=leaf.not_valid_after_utc,
             by=caller.method.value,
             pod=caller.pod,
+            pod_uid=caller.pod_uid,
         )
         return ca.IstioCertificateResponse(cert_chain=authority.answer(leaf))
+
+    def _tell(self, error: BridgeError, caller: Caller | None) -> None:
+        """Log a refusal; of those that anyone can cause, at most one a second for long."""
+        left_out = 0 if caller else self._anyones.admit()
+        if left_out is not None:
+            self._log.warning(
+                "certificate.refused",
+                status=status_of(error).name,
+                reason=str(error),
+                hint=error.hint,
+                identity=str(caller.identity) if caller else "",
+                left_out=left_out,
+            )
 
     def _admit(self) -> None:
         if self._in_flight >= self._settings.in_flight:

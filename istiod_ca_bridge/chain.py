@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
+from istiod_ca_bridge.der import MALFORMED
 from istiod_ca_bridge.errors import RefusedChainError
 from istiod_ca_bridge.signer import PublicKey, key_der
 
@@ -92,7 +93,7 @@ def _read(pem: bytes) -> list[x509.Certificate]:
         certificates = x509.load_pem_x509_certificates(pem)
         for entry in certificates:
             _ = (entry.extensions, entry.subject, entry.issuer, entry.public_key())
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension):
+    except MALFORMED:
         raise RefusedChainError("cert-chain.pem holds a malformed certificate") from None
     if len(certificates) != pem.count(_PEM_MARK):
         raise RefusedChainError("cert-chain.pem holds something else than certificates")
@@ -213,7 +214,7 @@ def _check_signature(certificate: x509.Certificate, issuer: x509.Certificate) ->
         )
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
+    except (InvalidSignature, *MALFORMED):
         raise RefusedChainError(
             f"the signature on {name_of(certificate)} was not made by {name_of(issuer)}"
         ) from None

@@ -1,6 +1,7 @@
-"""The command line: `serve`.
+"""The command line: `serve`, and `health` for probes.
 
-Exit codes: 0 stopped in order, 1 an operator must act, 2 the command or its settings are wrong.
+Exit codes: 0 stopped in order, or healthy; 1 an operator must act, or not healthy; 2 the command
+or its settings are wrong.
 """
 
 import argparse
@@ -13,8 +14,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from istiod_ca_bridge.config import Config, read_config
+from istiod_ca_bridge.config import Config, read_config, read_health_address
 from istiod_ca_bridge.errors import BridgeError, ConfigError
+from istiod_ca_bridge.health_probe import probe
 from istiod_ca_bridge.log import event_log
 from istiod_ca_bridge.server import serve
 
@@ -34,12 +36,17 @@ environment (durations as 24h or 1h30m; lists by comma):
   CA_SERVER_NAMES            DNS names of its certificate
   CA_MAX_CONNECTIONS         at once (4096)
   HEALTH_LISTEN              host:port of gRPC health in the clear; unset: on CA_LISTEN only
-  JWKS_FILE                  public keys of the token issuer; unset: no tokens
+  TOKEN_REVIEW               kubernetes (default in Kubernetes without JWKS_FILE) or off
+  TOKEN_REVIEW_CACHE         how long an answer is remembered (10s); 0: not at all
+  JWKS_FILE                  public keys of the token issuer, instead of TokenReview
   TOKEN_ISSUER               the tokens' iss; required with JWKS_FILE
   TOKEN_AUDIENCES            accepted audiences (istio-ca)
   DEFAULT_WORKLOAD_CERT_TTL  lifetime when none is asked for (24h)
   MAX_WORKLOAD_CERT_TTL      longest lifetime (2160h)
   ROOT_CERT_FILE             write the served roots here
+  PUBLISH_ROOT_CERT          istio-ca-root-cert in every namespace (true in Kubernetes)
+  ISTIOD_TLS                 the Secret istiod-tls for istiod to serve with (true in Kubernetes)
+  ISTIO_REVISIONS            istiod's revisions, whose names are in it
   DRAIN_DURATION             how long requests may end after SIGTERM (10s)
   LOG_FORMAT                 text (default) or json
 """
@@ -48,11 +55,13 @@ _PR_SET_DUMPABLE = 4
 
 def run(arguments: Sequence[str]) -> int:
     """Return the exit code."""
-    _parser().parse_args(arguments)
+    command: str = _parser().parse_args(arguments).command
     _protect_memory()
     try:
-        config = read_config()
-        asyncio.run(_serve(config))
+        if command == "health":
+            probe(read_health_address())
+        else:
+            asyncio.run(_serve(read_config()))
     except BridgeError as error:
         return _fail(error)
     except BaseExceptionGroup as group:
@@ -83,6 +92,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Bring the CA key to life, wait for its certificate, and serve.",
         epilog=_ENVIRONMENT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands.add_parser(
+        "health",
+        help="exit 0 when the bridge beside it serves, for an exec probe",
+        description="Ask HEALTH_LISTEN whether the bridge serves.",
     )
     return parser
 

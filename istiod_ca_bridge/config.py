@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 
 from istiod_ca_bridge.errors import BridgeError, ConfigError
 from istiod_ca_bridge.identity import check_trust_domain
+from istiod_ca_bridge.istiod_tls import istiod_names
 from istiod_ca_bridge.lifecycle import KeyMode
 from istiod_ca_bridge.policy import TtlPolicy
 from istiod_ca_bridge.signer import RSA_BITS, KeyAlgorithm
@@ -19,12 +20,14 @@ T = TypeVar("T")
 _DURATION = re.compile(r"(?=.)(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _MIN_TTL = timedelta(minutes=1)
 _MAX_TTL = timedelta(days=3650)
+_MAX_CACHE = timedelta(minutes=1)
 _DNS_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9](?:[-a-z0-9.]*[a-z0-9])?")
 _NAMESPACE = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 _MAX_PORT = 65535
 _MAX_ID_BYTES = 128
 
 
+_ISTIO_SYSTEM = "istio-system"
 _SERVER_NAMES = "istiod-ca-bridge.istio-system.svc,istiod.istio-system.svc,localhost"
 
 
@@ -61,8 +64,17 @@ class Config:
     jwks_file: Path | None
     token_issuer: str
     token_audiences: tuple[str, ...]
+    review_tokens: bool
+    """By the API server; else by JWKS_FILE, or not accepted at all."""
+
+    token_review_cache: timedelta
     ttl: TtlPolicy
     root_cert_file: Path | None
+    publish_root_cert: bool
+    issue_istiod_tls: bool
+    istiod_names: tuple[str, ...]
+    """DNS names of every revision's istiod."""
+
     drain: timedelta
     log_format: Literal["text", "json"]
 
@@ -73,7 +85,7 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
     config = Config(
         store_directory=reader.store_directory(),
         kubeconfig=reader.optional_path("KUBECONFIG"),
-        namespace=reader.one("POD_NAMESPACE", "istio-system", _namespace),
+        namespace=reader.one("POD_NAMESPACE", _ISTIO_SYSTEM, _namespace),
         plugin_socket=reader.one("KEY_MANAGEMENT_ENDPOINT", "/var/run/hsm-socket/.sock", _socket),
         kek_id=reader.one("KEY_MANAGEMENT_KEY_ID", "", _kek_id),
         key_mode=reader.one("CA_KEY_MODE", "resident", KeyMode, _choices(KeyMode)),
@@ -89,17 +101,30 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
         jwks_file=reader.optional_path("JWKS_FILE"),
         token_issuer=reader.text("TOKEN_ISSUER", ""),
         token_audiences=_list(reader.text("TOKEN_AUDIENCES", "istio-ca")),
+        review_tokens=reader.review_tokens(),
+        token_review_cache=reader.one("TOKEN_REVIEW_CACHE", "10s", _short, "0 to 60s"),
         ttl=TtlPolicy(
             default=reader.one("DEFAULT_WORKLOAD_CERT_TTL", "24h", _ttl),
             maximum=reader.one("MAX_WORKLOAD_CERT_TTL", "2160h", _ttl),
         ),
         root_cert_file=reader.optional_path("ROOT_CERT_FILE"),
+        issue_istiod_tls=reader.in_cluster_only("ISTIOD_TLS"),
+        istiod_names=reader.one("ISTIO_REVISIONS", "", reader.istiod_names),
+        publish_root_cert=reader.in_cluster_only("PUBLISH_ROOT_CERT"),
         drain=reader.one("DRAIN_DURATION", "10s", _duration),
         log_format=reader.log_format(),
     )
     reader.check_together(config)
     reader.finish()
     return config
+
+
+def read_health_address(environment: Mapping[str, str] | None = None) -> Address | None:
+    """Return where `serve` answers about its health; None when it was not told to."""
+    reader = _Reader(os.environ if environment is None else environment)
+    address = reader.optional("HEALTH_LISTEN", _address)
+    reader.finish()
+    return address
 
 
 class _Reader:
@@ -140,6 +165,32 @@ class _Reader:
             self._faults.append(f"BRIDGE_STORE_DIR: {directory} is not a directory")
         return directory if kind == "directory" else None
 
+    def in_kubernetes(self) -> bool:
+        return self.text("BRIDGE_STORE", "kubernetes") == "kubernetes"
+
+    def in_cluster_only(self, name: str) -> bool:
+        """Return a switch that is on in Kubernetes, and can be on nowhere else."""
+        in_kubernetes = self.in_kubernetes()
+        text = self.text(name, "true" if in_kubernetes else "false")
+        if text not in {"true", "false"}:
+            self._faults.append(f"{name} must be true or false, not {text!r}")
+        elif text == "true" and not in_kubernetes:
+            self._faults.append(f"{name}=true needs BRIDGE_STORE=kubernetes")
+        return text == "true"
+
+    def istiod_names(self, revisions: str) -> tuple[str, ...]:
+        return istiod_names(self.text("POD_NAMESPACE", _ISTIO_SYSTEM), _list(revisions))
+
+    def review_tokens(self) -> bool:
+        with_keys = bool(self.text("JWKS_FILE", ""))
+        default = "kubernetes" if self.in_kubernetes() and not with_keys else "off"
+        kind = self.text("TOKEN_REVIEW", default)
+        if kind not in {"kubernetes", "off"}:
+            self._faults.append(f"TOKEN_REVIEW must be kubernetes or off, not {kind!r}")
+        elif kind == "kubernetes" and with_keys:
+            self._faults.append("TOKEN_REVIEW=kubernetes and JWKS_FILE exclude each other")
+        return kind == "kubernetes"
+
     def log_format(self) -> Literal["text", "json"]:
         text = self.text("LOG_FORMAT", "text")
         if text not in {"text", "json"}:
@@ -152,6 +203,8 @@ class _Reader:
             _UNREADABLE,
         ):
             self._faults.append("CA_KEY_MODE=sealed needs an RSA CA_KEY_ALGORITHM")
+        if not config.token_audiences:
+            self._faults.append("TOKEN_AUDIENCES names no audience")
         if config.jwks_file is not None and not config.token_issuer:
             self._faults.append("TOKEN_ISSUER is not set, and JWKS_FILE is")
         ttl = config.ttl
@@ -227,6 +280,13 @@ def _duration(text: str) -> timedelta:
         raise ValueError("it must be a duration such as 24h or 1h30m")
     hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return timedelta(hours=hours, minutes=minutes, seconds=seconds)
+
+
+def _short(text: str) -> timedelta:
+    duration = timedelta(0) if text == "0" else _duration(text)
+    if duration > _MAX_CACHE:
+        raise ValueError(text)
+    return duration
 
 
 def _ttl(text: str) -> timedelta:

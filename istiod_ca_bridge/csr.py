@@ -1,7 +1,7 @@
 """The CA key's certification request, as the guide's istiod makes it."""
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID
 
@@ -24,7 +24,7 @@ async def certification_request(signer: Signer, organization: str) -> bytes:
     try:
         csr = x509.load_der_x509_csr(product)
         right = csr.is_signature_valid and csr.subject == subject
-    except (ValueError, UnsupportedAlgorithm, InvalidSignature):
+    except (InvalidSignature, *der.MALFORMED):
         right = False
     if not right:
         raise WrongProductError("the CA key's signature on its own CSR does not verify")
@@ -36,7 +36,7 @@ def check_request(pem: bytes, public_key: PublicKey) -> None:
     try:
         csr = x509.load_pem_x509_csr(pem)
         same = key_der(csr.public_key()) == key_der(public_key)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except der.MALFORMED:
         raise CorruptSecretError("the decrypted CSR is not a certificate request") from None
     if not same:
         raise CorruptSecretError(

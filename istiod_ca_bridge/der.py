@@ -2,7 +2,24 @@
 
 from datetime import datetime
 
-from cryptography.x509 import Extension, ExtensionType
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.x509 import (
+    DuplicateExtension,
+    Extension,
+    ExtensionType,
+    InvalidVersion,
+    UnsupportedGeneralNameType,
+)
+
+MALFORMED = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    DuplicateExtension,
+    InvalidVersion,
+    UnsupportedGeneralNameType,
+)
+"""All that `cryptography` raises about bytes that are no certificate, CSR or key."""
 
 _SEQUENCE = 0x30
 _INTEGER = 0x02

@@ -49,6 +49,10 @@ class KeyServiceUnavailableError(BridgeError):
     """The HSM plugin did not answer in time, or cannot reach its HSM; tried again."""
 
 
+class ClusterUnavailableError(BridgeError):
+    """The Kubernetes API server cannot be asked now, or does not let us; tried again."""
+
+
 class KeyServiceNotPreparedError(KeyServiceUnavailableError):
     """The plugin answers, and lacks something an operator brings: a KEK, a root, a PIN."""
 

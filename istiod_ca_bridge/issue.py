@@ -8,7 +8,7 @@ anew and compares each field and extension, so that it does not trust the assemb
 from dataclasses import dataclass, field
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from istiod_ca_bridge import der
@@ -110,7 +110,7 @@ def checked(
         extensions = list(certificate.extensions)
         certificate.verify_directly_issued_by(by.certificate)
         same_key = key_der(certificate.public_key()) == key_der(grant.public_key)
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension):
+    except der.MALFORMED:
         raise WrongProductError("the signed certificate cannot be read") from None
     except InvalidSignature:
         raise WrongProductError(

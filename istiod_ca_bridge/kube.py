@@ -1,20 +1,17 @@
-"""Kubernetes Secrets as the store; the only user of the Kubernetes client."""
+"""Kubernetes Secrets as the store; with its parts kube_…, the only user of the client."""
 
 import asyncio
 import base64
 import binascii
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import urllib3.exceptions
-from kubernetes import client, config
+from kubernetes import client
 
-from istiod_ca_bridge.errors import ConfigError, SecretExistsError, StoreUnavailableError
+from istiod_ca_bridge.errors import SecretExistsError, StoreUnavailableError
+from istiod_ca_bridge.kube_client import TIMEOUT_SECONDS, Cluster
 from istiod_ca_bridge.store import SECRET_TYPE
-
-_TIMEOUT_SECONDS = (5, 10)
-"""To connect, to answer."""
 
 _NOT_FOUND = 404
 _CONFLICT = 409
@@ -39,7 +36,7 @@ class KubernetesStore:
     def _read(self, name: str) -> Mapping[str, bytes] | None:
         try:
             secret: Any = self._core.read_namespaced_secret(
-                name, self._namespace, _request_timeout=_TIMEOUT_SECONDS
+                name, self._namespace, _request_timeout=TIMEOUT_SECONDS
             )
             return {
                 key: base64.b64decode(value, validate=True)
@@ -62,7 +59,7 @@ class KubernetesStore:
         )
         try:
             self._core.create_namespaced_secret(
-                self._namespace, body, _request_timeout=_TIMEOUT_SECONDS
+                self._namespace, body, _request_timeout=TIMEOUT_SECONDS
             )
         except client.ApiException as error:
             if error.status == _CONFLICT:
@@ -72,25 +69,9 @@ class KubernetesStore:
             raise _unreachable(error) from None
 
 
-def kubernetes_store(kubeconfig: Path | None, namespace: str) -> KubernetesStore:
-    """Return the store of this pod's cluster, or of a kubeconfig; ConfigError without either."""
-    configuration = client.Configuration()
-    try:
-        if kubeconfig is None:
-            config.load_incluster_config(  # type: ignore[no-untyped-call]  # untyped driver
-                client_configuration=configuration
-            )
-        else:
-            config.load_kube_config(  # type: ignore[no-untyped-call]  # untyped driver
-                str(kubeconfig), client_configuration=configuration
-            )
-    except (config.ConfigException, OSError) as error:
-        raise ConfigError(
-            f"no Kubernetes API to talk to: {error}",
-            hint="run in a pod with a ServiceAccount, set KUBECONFIG, or BRIDGE_STORE=directory",
-        ) from None
-    configuration.retries = False
-    return KubernetesStore(client.CoreV1Api(client.ApiClient(configuration)), namespace)
+def kubernetes_store(cluster: Cluster, namespace: str) -> KubernetesStore:
+    """Return the store of a namespace."""
+    return KubernetesStore(client.CoreV1Api(cluster.api), namespace)
 
 
 def _unavailable(verb: str, name: str, error: client.ApiException) -> StoreUnavailableError:

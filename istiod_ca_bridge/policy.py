@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from istiod_ca_bridge.der import MALFORMED
 from istiod_ca_bridge.errors import NotServingError, RefusedRequestError
 from istiod_ca_bridge.identity import WorkloadIdentity
 from istiod_ca_bridge.signer import PublicKey
@@ -110,7 +111,7 @@ def requested_key(csr_pem: str) -> PublicKey:
     try:
         proven = csr.is_signature_valid
         extensions = csr.extensions
-    except (ValueError, UnsupportedAlgorithm, InvalidSignature, x509.DuplicateExtension):
+    except (InvalidSignature, *MALFORMED):
         raise RefusedRequestError("the CSR is malformed or uses an unknown algorithm") from None
     if not proven:
         raise RefusedRequestError("the CSR's signature was not made by the key in it")
@@ -131,14 +132,14 @@ def _parse(csr_pem: str) -> x509.CertificateSigningRequest:
         raise RefusedRequestError("the CSR is not one PEM block of a certificate request")
     try:
         return x509.load_pem_x509_csr(text.encode("ascii"))
-    except (ValueError, UnsupportedAlgorithm):
+    except MALFORMED:
         raise RefusedRequestError("the CSR is not a PKCS#10 request in PEM") from None
 
 
 def _strong_key(csr: x509.CertificateSigningRequest) -> PublicKey:
     try:
         key = csr.public_key()
-    except (ValueError, UnsupportedAlgorithm):
+    except MALFORMED:
         raise RefusedRequestError("the CSR's key is malformed or of an unknown kind") from None
     if isinstance(key, rsa.RSAPublicKey):
         if (

@@ -14,7 +14,6 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from istio_hsm_proto.istio_ca_pb2_grpc import add_IstioCertificateServiceServicer_to_server
-from istiod_ca_bridge.authn import SignedTokenAuthenticator
 from istiod_ca_bridge.authority import Authority
 from istiod_ca_bridge.ca_service import CertificateService, ServiceSettings
 from istiod_ca_bridge.config import Address, Config
@@ -22,14 +21,20 @@ from istiod_ca_bridge.directory_store import DirectoryStore
 from istiod_ca_bridge.errors import BridgeError
 from istiod_ca_bridge.files import replace_file
 from istiod_ca_bridge.hsm_key import HsmPlugin
+from istiod_ca_bridge.istiod_tls import ISTIOD_TLS_SECRET, IstiodTls
 from istiod_ca_bridge.jwks_file import JwksFile
 from istiod_ca_bridge.kube import kubernetes_store
+from istiod_ca_bridge.kube_client import Cluster, connect
+from istiod_ca_bridge.kube_root_cert import KubernetesRootCertificates
+from istiod_ca_bridge.kube_secret import KubernetesTlsSecret
 from istiod_ca_bridge.lifecycle import Lifecycle, LifecycleSettings
 from istiod_ca_bridge.log import EventLog
 from istiod_ca_bridge.readiness import Readiness
+from istiod_ca_bridge.root_publisher import RootPublisher
 from istiod_ca_bridge.server_certificate import ServerCertificate, make_server_certificate
 from istiod_ca_bridge.store import SecretStore
 from istiod_ca_bridge.tls_front import FrontLimits, TlsFront, bind
+from istiod_ca_bridge.tokens import token_authenticator
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a fresh 0700 folder is made in it
 _RETRY_SECONDS = 2.0
@@ -82,7 +87,24 @@ class _Process:
         self._front = TlsFront(
             self._upstream, folder, log, FrontLimits(connections=config.max_connections)
         )
+        self._cluster = _cluster(config)
         self._jwks = JwksFile(config.jwks_file, log) if config.jwks_file else None
+        self._publisher = (
+            RootPublisher(KubernetesRootCertificates(self._cluster), log)
+            if config.publish_root_cert and self._cluster is not None
+            else None
+        )
+        self._istiod_tls = (
+            IstiodTls(
+                KubernetesTlsSecret(self._cluster, config.namespace, ISTIOD_TLS_SECRET),
+                config.istiod_names,
+                lambda: self._served,
+                clock,
+                log,
+            )
+            if config.issue_istiod_tls and self._cluster is not None
+            else None
+        )
         self._lifecycle = Lifecycle(
             LifecycleSettings(
                 kek_id=config.kek_id,
@@ -91,7 +113,7 @@ class _Process:
                 trust_domain=config.trust_domain,
                 namespace=config.namespace,
             ),
-            _store(config),
+            _store(config, self._cluster),
             keys,
             self._adopt,
             clock,
@@ -115,6 +137,10 @@ class _Process:
                     )
                     if self._jwks is not None:
                         tasks.create_task(self._jwks.watch())
+                    if self._publisher is not None:
+                        tasks.create_task(self._publisher.run())
+                    if self._istiod_tls is not None:
+                        tasks.create_task(self._istiod_tls.run())
                     self._log.info("bridge.started", address=str(self._config.listen))
             except* _StopRequestedError:
                 self._log.info("bridge.draining", connections=self._front.connections)
@@ -160,6 +186,8 @@ class _Process:
                 certificate.context, recheck_clients=not set(before) <= set(authority.chain.roots)
             )
             self._served = authority
+            if self._publisher is not None:
+                self._publisher.publish(authority.roots_pem)
             self._log.info(
                 "server_certificate.renewed",
                 names=",".join(self._config.server_names),
@@ -195,16 +223,10 @@ class _Process:
     @contextlib.asynccontextmanager
     async def _server(self) -> AsyncIterator[grpc.aio.Server]:
         config = self._config
-        if self._jwks is None:
-            self._log.warning("tokens.not_accepted", hint="set JWKS_FILE to accept tokens")
-            tokens = None
-        else:
-            tokens = SignedTokenAuthenticator(
-                self._jwks.keys,
-                config.token_issuer,
-                config.token_audiences,
-                config.trust_domain,
-                self._clock,
+        tokens = token_authenticator(config, self._jwks, self._cluster, self._clock)
+        if tokens is None:
+            self._log.warning(
+                "tokens.not_accepted", hint="set TOKEN_REVIEW=kubernetes or JWKS_FILE"
             )
         server = grpc.aio.server(options=_OPTIONS)
         add_IstioCertificateServiceServicer_to_server(
@@ -252,10 +274,18 @@ async def _until(stop: asyncio.Event) -> None:
     raise _StopRequestedError
 
 
-def _store(config: Config) -> SecretStore:
+def _cluster(config: Config) -> Cluster | None:
+    """Return the API server where anything is to be done with one."""
+    if config.store_directory is None or config.review_tokens:
+        return connect(config.kubeconfig)
+    return None
+
+
+def _store(config: Config, cluster: Cluster | None) -> SecretStore:
     if config.store_directory is not None:
         return DirectoryStore(config.store_directory)
-    return kubernetes_store(config.kubeconfig, config.namespace)
+    assert cluster is not None  # noqa: S101 - _cluster connects when there is no directory
+    return kubernetes_store(cluster, config.namespace)
 
 
 @contextlib.contextmanager

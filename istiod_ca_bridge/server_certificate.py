@@ -1,4 +1,4 @@
-"""The certificate of the CA server itself, made by the CA; its key lives in memory only."""
+"""Server certificates that the CA makes with their keys: its own, in memory only, and istiod's."""
 
 import ssl
 from dataclasses import dataclass, field
@@ -25,10 +25,30 @@ class ServerCertificate:
     not_after: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class ServerKeyPair:
+    """A certificate with its intermediates, and its key."""
+
+    chain_pem: str = field(repr=False)
+    key_pem: bytes = field(repr=False)
+    not_after: datetime
+
+
 async def make_server_certificate(
     authority: Authority, names: tuple[str, ...], now: datetime
 ) -> ServerCertificate:
-    """Return a new certificate with a new key; raises what issuing raises."""
+    """Return a new certificate with a new key, ready to serve; raises what issuing raises."""
+    pair = await make_server_key_pair(authority, names, now)
+    context = server_context(
+        pair.chain_pem, pair.key_pem, authority.intermediates_pem + authority.roots_pem
+    )
+    return ServerCertificate(context, now + (pair.not_after - now) / 2, pair.not_after)
+
+
+async def make_server_key_pair(
+    authority: Authority, names: tuple[str, ...], now: datetime
+) -> ServerKeyPair:
+    """Return a new certificate for these names with a new P-256 key; raises what issuing does."""
     key = ec.generate_private_key(ec.SECP256R1())
     grant = grant_server(
         key.public_key(),
@@ -39,13 +59,11 @@ async def make_server_certificate(
         serial=new_serial(),
     )
     certificate = await issue(authority.issuer, grant)
-    context = server_context(
-        pem_of(certificate) + authority.intermediates_pem,
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        ),
-        authority.intermediates_pem + authority.roots_pem,
+    key_pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
     )
-    return ServerCertificate(context, now + (grant.not_after - now) / 2, grant.not_after)
+    return ServerKeyPair(
+        pem_of(certificate) + authority.intermediates_pem, key_pem, grant.not_after
+    )

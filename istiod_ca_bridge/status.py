@@ -11,9 +11,11 @@ _STATUS: dict[type[errors.BridgeError], grpc.StatusCode] = {
     errors.NotServingError: grpc.StatusCode.UNAVAILABLE,
     errors.OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.KeyServiceUnavailableError: grpc.StatusCode.UNAVAILABLE,
+    errors.ClusterUnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
 _OURS: dict[type[errors.BridgeError], str] = {
-    errors.KeyServiceUnavailableError: "the CA key cannot be used now; try again"
+    errors.KeyServiceUnavailableError: "the CA key cannot be used now; try again",
+    errors.ClusterUnavailableError: "tokens cannot be reviewed now; try again",
 }
 _INTERNAL = "internal error; the CA's log says more"
 

@@ -1,6 +1,6 @@
 """Where the CA's Secrets lie, and what is read from and written to them.
 
-Secrets are made once and never changed by this program: a creation either happens whole or
+These Secrets are made once and never changed by this program: a creation either happens whole or
 finds that another writer was first.
 """
 

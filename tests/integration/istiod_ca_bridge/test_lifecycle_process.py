@@ -3,6 +3,7 @@
 import base64
 import json
 import signal
+import subprocess
 from datetime import timedelta
 from pathlib import Path
 
@@ -277,6 +278,31 @@ def test_the_root_imported_later_lets_the_chain_in(tmp_path: Path) -> None:
             bridge.await_serving()
 
 
+def probe(bridge: harness.Bridge) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [plugin.program("istiod-ca-bridge"), "health"],
+        env={"HEALTH_LISTEN": bridge.environment["HEALTH_LISTEN"]},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_the_exec_probe_is_0_while_it_serves_and_1_when_it_waits_or_is_gone(
+    mesh: Mesh, tmp_path: Path
+) -> None:
+    with harness.running_bridge(tmp_path, mesh.plugin.socket) as bridge:
+        bridge.await_log(harness.WAIT_LINE)
+        waiting = probe(bridge)
+        harness.bring_to_serving(bridge, mesh.plugin, mesh.root)
+        assert probe(bridge).returncode == 0
+    gone = probe(bridge)
+    assert (waiting.returncode, gone.returncode) == (1, 1)
+    assert waiting.stderr.startswith("error: the bridge is there but does not serve")
+    assert "nothing answers" in gone.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_it_in_order_and_leaves_nothing_behind(
     mesh: Mesh, tmp_path: Path, number: signal.Signals
@@ -293,7 +319,7 @@ def test_a_signal_stops_it_in_order_and_leaves_nothing_behind(
 
         assert bridge.await_exit() == 0
 
-    assert folders() == before
+    assert own not in folders()
     assert "bridge.stopped" in bridge.log
 
 

@@ -13,6 +13,7 @@ from kubernetes import client
 from istiod_ca_bridge.directory_store import DirectoryStore
 from istiod_ca_bridge.errors import ConfigError, SecretExistsError, StoreUnavailableError
 from istiod_ca_bridge.kube import KubernetesStore, kubernetes_store
+from istiod_ca_bridge.kube_client import connect
 from istiod_ca_bridge.store import SecretStore
 from tests.integration.istiod_ca_bridge import harness
 from tests.integration.istiod_ca_bridge.conftest import Mesh
@@ -129,7 +130,7 @@ async def test_an_account_without_rights_is_told_which_are_missing(
     kube: KubeCluster, namespace: str
 ) -> None:
     kubeconfig = kube.service_account_kubeconfig(namespace, "default")
-    store = kubernetes_store(kubeconfig, namespace)
+    store = kubernetes_store(connect(kubeconfig), namespace)
 
     with pytest.raises(StoreUnavailableError) as caught:
         await store.read("istio-ca-cert")
@@ -148,7 +149,7 @@ current-context: c
 users: [{{name: u, user: {{}}}}]
 """
     )
-    store = kubernetes_store(path, "istio-system")
+    store = kubernetes_store(connect(path), "istio-system")
 
     with pytest.raises(StoreUnavailableError, match="cannot be reached"):
         await store.read("istio-ca-cert")
@@ -158,9 +159,9 @@ users: [{{name: u, user: {{}}}}]
 
 def test_without_a_cluster_the_settings_are_at_fault() -> None:
     with pytest.raises(ConfigError, match="no Kubernetes API"):
-        kubernetes_store(None, "istio-system")
+        connect(None)
     with pytest.raises(ConfigError, match="no Kubernetes API"):
-        kubernetes_store(Path("/nowhere/kubeconfig"), "istio-system")
+        connect(Path("/nowhere/kubeconfig"))
 
 
 def test_the_whole_way_to_serving_on_kubernetes_secrets(

@@ -93,6 +93,26 @@ def pem(*certificates: x509.Certificate) -> bytes:
     return b"".join(entry.public_bytes(serialization.Encoding.PEM) for entry in certificates)
 
 
+def certificate_of_unknown_version(chain: bytes) -> bytes:
+    """Return a PEM chain whose first certificate says that it is of version 64."""
+    first, *others = x509.load_pem_x509_certificates(chain)
+    der = first.public_bytes(serialization.Encoding.DER)
+    changed = der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x3f", 1)
+    return _pem_block("CERTIFICATE", changed) + pem(*others)
+
+
+def csr_of_unknown_version(csr: bytes) -> bytes:
+    """Return a PEM CSR that says that it is of version 64."""
+    der = x509.load_pem_x509_csr(csr).public_bytes(serialization.Encoding.DER)
+    changed = der.replace(b"\x02\x01\x00", b"\x02\x01\x3f", 1)
+    return _pem_block("CERTIFICATE REQUEST", changed)
+
+
+def _pem_block(label: str, der: bytes) -> bytes:
+    body = base64.encodebytes(der).decode()
+    return f"-----BEGIN {label}-----\n{body}-----END {label}-----\n".encode()
+
+
 class Recorder(logging.Handler):
     """Keeps log lines."""
 

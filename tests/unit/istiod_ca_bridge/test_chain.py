@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from istiod_ca_bridge.chain import checked_chain, pem_of
 from istiod_ca_bridge.errors import RefusedChainError
 from tests.support import pki
-from tests.unit.istiod_ca_bridge.doubles import NOW, ca_certificate, local_signer, pem
+from tests.unit.istiod_ca_bridge.doubles import (
+    NOW,
+    ca_certificate,
+    certificate_of_unknown_version,
+    local_signer,
+    pem,
+)
 
 ROOT = pki.root()
 KEY = local_signer().public_key
@@ -186,6 +192,10 @@ def test_a_self_signed_certificate_of_our_key_is_refused() -> None:
 )
 def test_what_is_no_chain_is_refused(chain: bytes) -> None:
     refusal(chain)
+
+
+def test_a_certificate_of_an_unknown_version_is_refused() -> None:
+    assert "malformed" in refusal(certificate_of_unknown_version(GOOD))
 
 
 @settings(deadline=None)

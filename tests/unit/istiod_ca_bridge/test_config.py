@@ -9,6 +9,7 @@ from istiod_ca_bridge.lifecycle import KeyMode
 from istiod_ca_bridge.signer import KeyAlgorithm
 
 LEAST = {"KEY_MANAGEMENT_KEY_ID": "kek"}
+DIRECTORY = {"BRIDGE_STORE": "directory", "BRIDGE_STORE_DIR": "."}
 
 
 def test_the_defaults_are_those_of_a_pod_of_istiod() -> None:
@@ -93,3 +94,54 @@ def test_all_faults_are_told_at_once() -> None:
 
     for name in ("KEY_MANAGEMENT_KEY_ID", "CA_KEY_MODE", "LOG_FORMAT", "CA_LISTEN"):
         assert name in str(caught.value)
+
+
+def test_in_kubernetes_the_api_server_reviews_tokens_unless_there_are_keys() -> None:
+    keys = {"JWKS_FILE": "/keys", "TOKEN_ISSUER": "https://issuer.test"}
+
+    assert read_config(LEAST).review_tokens
+    assert read_config(LEAST).token_review_cache == timedelta(seconds=10)
+    assert not read_config(LEAST | keys).review_tokens
+    assert not read_config(LEAST | {"TOKEN_REVIEW": "off"}).review_tokens
+    assert not read_config(LEAST | DIRECTORY).review_tokens
+    assert read_config(LEAST | {"TOKEN_REVIEW_CACHE": "0"}).token_review_cache == timedelta(0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"TOKEN_REVIEW": "yes"},
+        {"TOKEN_REVIEW": "kubernetes", "JWKS_FILE": "/keys", "TOKEN_ISSUER": "i"},
+        {"TOKEN_REVIEW_CACHE": "61s"},
+        {"TOKEN_REVIEW_CACHE": "-1s"},
+        {"TOKEN_AUDIENCES": ","},
+    ],
+)
+def test_a_wrong_way_to_review_tokens_is_a_fault(changes: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="TOKEN_"):
+        read_config(LEAST | changes)
+
+
+def test_what_belongs_to_the_cluster_is_done_in_kubernetes_only_and_can_be_switched_off() -> None:
+    within, without = read_config(LEAST), read_config(LEAST | DIRECTORY)
+    off = read_config(LEAST | {"PUBLISH_ROOT_CERT": "false", "ISTIOD_TLS": "false"})
+
+    assert (within.publish_root_cert, within.issue_istiod_tls) == (True, True)
+    assert (without.publish_root_cert, without.issue_istiod_tls) == (False, False)
+    assert (off.publish_root_cert, off.issue_istiod_tls) == (False, False)
+    named = read_config(LEAST | {"POD_NAMESPACE": "mesh", "ISTIO_REVISIONS": "a, default"})
+    assert named.istiod_names == ("istiod.mesh.svc", "istiod-a.mesh.svc")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"PUBLISH_ROOT_CERT": "no"},
+        {"ISTIOD_TLS": "1"},
+        {"ISTIO_REVISIONS": "*"},
+        DIRECTORY | {"ISTIOD_TLS": "true"},
+    ],
+)
+def test_a_wrong_switch_is_a_fault(changes: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"PUBLISH_ROOT_CERT|ISTIOD_TLS|ISTIO_REVISIONS"):
+        read_config(LEAST | changes)

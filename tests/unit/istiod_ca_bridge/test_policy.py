@@ -17,7 +17,7 @@ from istiod_ca_bridge.policy import (
     requested_key,
 )
 from istiod_ca_bridge.signer import key_der
-from tests.unit.istiod_ca_bridge.doubles import NOW, PrivateKey
+from tests.unit.istiod_ca_bridge.doubles import NOW, PrivateKey, csr_of_unknown_version
 
 TTL = TtlPolicy(default=timedelta(hours=24), maximum=timedelta(days=90))
 P256 = ec.generate_private_key(ec.SECP256R1())
@@ -100,6 +100,11 @@ def test_a_csr_with_any_byte_changed_gives_its_own_key_or_a_refusal(at: int, byt
     except RefusedRequestError:
         return
     assert key_der(key) == key_der(RSA.public_key())
+
+
+def test_a_csr_of_an_unknown_version_is_refused() -> None:
+    with pytest.raises(RefusedRequestError):
+        requested_key(csr_of_unknown_version(csr()).decode())
 
 
 def test_no_lifetime_asked_for_means_the_default() -> None:

@@ -1,0 +1,121 @@
+"""The rights of docs/ca-bridge.md: enough for all that the bridge does, and no more."""
+
+import itertools
+import secrets
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from kubernetes import client
+
+from tests.integration.istiod_ca_bridge import cluster_harness, harness
+from tests.integration.istiod_ca_bridge.cluster_harness import ACCOUNT, Site
+from tests.support.kube import KubeCluster
+
+_VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
+_KINDS = (
+    ("", "secrets"),
+    ("", "configmaps"),
+    ("", "namespaces"),
+    ("", "pods"),
+    ("", "serviceaccounts"),
+    ("", "events"),
+    ("authentication.k8s.io", "tokenreviews"),
+    ("certificates.k8s.io", "certificatesigningrequests"),
+    ("rbac.authorization.k8s.io", "clusterroles"),
+)
+_NAMES = (
+    "istio-ca-encrypted-key",
+    "istio-ca-cert-csr",
+    "istio-ca-cert",
+    "istiod-tls",
+    "istio-ca-root-cert",
+    "another",
+    "",
+)
+_ROOT = "configmaps istio-ca-root-cert"
+_HERE = {
+    "get secrets istio-ca-encrypted-key",
+    "get secrets istio-ca-cert-csr",
+    "get secrets istio-ca-cert",
+    "get secrets istiod-tls",
+    "patch secrets istiod-tls",
+    *(f"create secrets {name}".strip() for name in _NAMES),
+}
+_EVERYWHERE = {
+    f"list {_ROOT}",
+    f"watch {_ROOT}",
+    f"patch {_ROOT}",
+    *(f"create configmaps {name}".strip() for name in _NAMES),
+    *(f"{verb} namespaces {name}".strip() for verb in ("list", "watch") for name in _NAMES),
+    *(f"create tokenreviews {name}".strip() for name in _NAMES),
+}
+
+
+@pytest.fixture(scope="module")
+def site(kube: KubeCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with cluster_harness.serving_site(
+        kube, f"bridge-{secrets.token_hex(4)}", tmp_path_factory.mktemp("bridge")
+    ) as site:
+        yield site
+
+
+def allowed(site: Site, namespace: str) -> set[str]:
+    """Return each `verb resource name` that the API server lets the bridge's account do."""
+    reviews = client.AuthorizationV1Api(site.kube.admin_client())
+    found = set()
+    for verb, (group, kind), name in itertools.product(_VERBS, _KINDS, _NAMES):
+        review = client.V1SubjectAccessReview(
+            spec=client.V1SubjectAccessReviewSpec(
+                user=f"system:serviceaccount:{site.namespace}:{ACCOUNT}",
+                groups=["system:serviceaccounts", "system:authenticated"],
+                resource_attributes=client.V1ResourceAttributes(
+                    verb=verb, group=group, resource=kind, name=name, namespace=namespace
+                ),
+            )
+        )
+        status = reviews.create_subject_access_review(review).status
+        if status is not None and status.allowed:
+            found.add(f"{verb} {kind} {name}".strip())
+    return found
+
+
+def test_the_bridge_does_all_its_work_with_the_documented_rights(
+    site: Site, namespace: str
+) -> None:
+    site.bridge.await_log("istiod_tls.issued")
+    site.bridge.wait_until(
+        lambda: f"root_cert.published namespace={namespace}" in site.bridge.log, "the root"
+    )
+    token = site.kube.service_account_token(namespace, "default", audiences=["istio-ca"])
+    harness.create_certificate(site.bridge, token=token)
+
+    assert "403" not in site.bridge.log
+    assert "grant" not in site.bridge.log
+
+
+def test_its_account_may_do_nothing_else(site: Site, namespace: str) -> None:
+    assert allowed(site, site.namespace) == _HERE | _EVERYWHERE
+    assert allowed(site, namespace) == _EVERYWHERE
+
+
+def test_without_its_rights_the_log_names_the_one_that_lacks_and_agents_come_again(
+    site: Site, namespace: str
+) -> None:
+    token = site.kube.service_account_token(namespace, "default", audiences=["istio-ca"])
+    cluster_harness.revoke(site.kube, site.namespace)
+    cluster_harness.revoke_here(site.kube, site.namespace)
+
+    def refused() -> bool:
+        fresh = site.kube.service_account_token(namespace, "default", audiences=["istio-ca"])
+        try:
+            harness.create_certificate(site.bridge, token=fresh)
+        except grpc.RpcError as error:
+            return bool(error.code() is grpc.StatusCode.UNAVAILABLE)
+        return False
+
+    site.bridge.wait_until(refused, "UNAVAILABLE")
+    site.bridge.await_log("answers 403 to create of tokenreviews")
+    site.bridge.await_log("grant get on Secret istiod-tls")
+    assert token not in site.bridge.log
+    assert site.bridge.health() == 1
