@@ -1,4 +1,3 @@
-
 """Makes /opt/istio-hsm of one image: a virtual environment with one program and nothing else.
 
 Runs in the build stage of the Dockerfiles, with the base's own Python and pip:

@@ -1,4 +1,3 @@
-
 """The bill of materials of an image, as CycloneDX 1.6 JSON: pure, and the same for the same input.
 
 Python distributions come from pip's installation report, operating system packages from the base's

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped,unused-ignore]  # its stubs are a package of their own
+import yaml
 
 from tests.support import kustomize
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import urllib3
-import yaml  # type: ignore[import-untyped,unused-ignore]  # its stubs are a package of their own
+import yaml
 from kubernetes import client
 
 from tests.e2e.istiod_forms import (
@@ -36,6 +36,8 @@ _COLLECTIONS = {
     "RoleBinding": "apis/rbac.authorization.k8s.io/v1/namespaces/{}/rolebindings",
     "Deployment": "apis/apps/v1/namespaces/{}/deployments",
     "NetworkPolicy": "apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
+    "ClusterRole": "apis/rbac.authorization.k8s.io/v1/clusterroles",
+    "ClusterRoleBinding": "apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
     "PodDisruptionBudget": "apis/policy/v1/namespaces/{}/poddisruptionbudgets",
 }
 _SOURCES = (
@@ -271,7 +273,11 @@ def test_the_bridges_account_may_do_what_the_bridge_does_and_nothing_more(
     api: Api, kube: KubeCluster, tmp_path: Path
 ) -> None:
     for entry in ca_server(tmp_path, api.namespace):
-        if entry["kind"] in {"ServiceAccount", "Role", "RoleBinding"}:
+        if entry["kind"] in {"ClusterRole", "ClusterRoleBinding"}:
+            entry["metadata"]["name"] += f"-{api.namespace}"  # the cluster is shared
+        if entry["kind"] == "ClusterRoleBinding":
+            entry["roleRef"]["name"] += f"-{api.namespace}"
+        if entry["kind"] == "ServiceAccount" or entry["kind"].endswith(("Role", "RoleBinding")):
             assert api.create(entry, dry_run=False).status == 201
     account = kube.client_for_service_account(api.namespace, "istiod-ca-bridge")
     reviews = client.AuthorizationV1Api(account)
@@ -289,8 +295,13 @@ def test_the_bridges_account_may_do_what_the_bridge_does_and_nothing_more(
     names = ("istio-ca-encrypted-key", "istio-ca-cert-csr", "istio-ca-cert")
     assert all(may("get", name) for name in names)
     assert may("create")
+    assert may("get", "istiod-tls")
+    assert may("patch", "istiod-tls")
     refused = ("list", "watch", "update", "patch", "delete", "deletecollection")
     assert not [verb for verb in refused if may(verb, names[0]) or may(verb)]
+    root, elsewhere = "istio-ca-root-cert", "default"
+    assert all(may(verb, root, "configmaps", elsewhere) for verb in ("list", "watch", "patch"))
+    assert not [verb for verb in ("get", "update", "delete") if may(verb, root, "configmaps")]
     assert not may("get", "istio-ca-secret")
     assert not may("get")
     assert not may("get", names[0], namespace="default")

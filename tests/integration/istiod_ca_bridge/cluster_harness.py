@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped,unused-ignore]  # its stubs are a package of their own
+import yaml
 from kubernetes import client, utils
 
 from tests.integration.istiod_ca_bridge import harness
