@@ -37,6 +37,17 @@ istio: {{namespace: {namespace}}}
         files = ("-f", str(self.config), "--kubeconfig", str(self.kube.kubeconfig()))
         return run_cli([*command, *files, "-o", "json"], {})
 
+    def forget_other_roots(self) -> None:
+        """Remove what other tests published: `verify` looks into every namespace."""
+        published = self.core.list_config_map_for_all_namespaces(
+            field_selector="metadata.name=istio-ca-root-cert"
+        )
+        for entry in published.items:
+            if entry.metadata and entry.metadata.name and entry.metadata.namespace:
+                self.core.delete_namespaced_config_map(
+                    entry.metadata.name, entry.metadata.namespace
+                )
+
     def deployment(self, name: str) -> None:
         template = client.V1PodTemplateSpec(
             metadata=client.V1ObjectMeta(labels={"app": name}),
@@ -51,7 +62,9 @@ istio: {{namespace: {namespace}}}
 
 @pytest.fixture
 def mesh(tmp_path: Path, kube: KubeCluster, namespace: str) -> Mesh:
-    return Mesh(tmp_path, kube, namespace)
+    mesh = Mesh(tmp_path, kube, namespace)
+    mesh.forget_other_roots()
+    return mesh
 
 
 def said(ran: Ran) -> dict[str, tuple[bool, str]]:
