@@ -5,6 +5,7 @@
 PY := .venv/bin/python
 DEMO_PACKAGES := softhsm2 openssl
 TEST_PACKAGES := $(DEMO_PACKAGES) gcc libc6-dev buildah mmdebstrap
+BENCH_PACKAGES := $(DEMO_PACKAGES) gcc libc6-dev nghttp2-client nghttp2-server haproxy
 
 help: ## show the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -31,7 +32,7 @@ proto: setup ## regenerate the stubs of the wire contracts
 	@$(PY) proto/generate.py
 
 bench: ## the measurements, side by side in one run
-	@scripts/setup.sh $(TEST_PACKAGES)
+	@scripts/setup.sh $(BENCH_PACKAGES)
 	@$(PY) -m bench
 
 lock: setup ## resolve the dependencies anew

@@ -1,23 +1,78 @@
-"""`make bench`: the measurements on SoftHSM2, side by side in one run, as one JSON document.
+"""`make bench`: the measurements on SoftHSM2, side by side in one run.
 
-Figures are medians of several runs on this machine; compare ratios, not machines. They say
-nothing about a Luna.
+Writes results.json and SVG charts. Figures are medians on this machine; compare ratios, not
+machines. They say nothing about a Luna.
 """
 
+import argparse
 import json
 import sys
 import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from bench import plugin
+from bench import ca, charts, client, plugin, target, vault_client
+
+_OBJECTS = (1, 10, 100, 1_000, 10_000)
+
+Section = Callable[[Path], object]
+
+_SECTIONS: dict[str, tuple[str, Section]] = {
+    "client": ("what the load client itself can do", lambda _: client.ceiling()),
+    "raw": ("the bare token, by threads", plugin.raw),
+    "plugin": ("every call beside an empty echo", plugin.rates),
+    "concurrency": ("growth with calls at once", plugin.concurrency),
+    "sizes": ("growth with the message", plugin.sizes),
+    "objects": ("growth with keys in the token", partial(plugin.objects, counts=_OBJECTS)),
+    "latency": ("a slower HSM, by sessions", plugin.latency),
+    "startup": ("from start to serving", plugin.startup),
+    "memory": (f"memory over {plugin.MEMORY_CALLS:,} calls", plugin.memory),
+    "ca": ("CreateCertificate by token and by certificate", ca.rates),
+    "vault_client": ("from start to files in place", vault_client.run),
+}
 
 
 def main() -> int:
     """Return the exit code."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = {"token": "SoftHSM2", "plugin": plugin.run(Path(folder))}
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    options = _options()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.target:
+        results: dict[str, object] = {"target": target.rates(options.target, options.kek_id)}
+    else:
+        results = {"token": "SoftHSM2"}
+        for name in options.sections or _SECTIONS:
+            what, measure = _SECTIONS[name]
+            sys.stderr.write(f"{name}: {what} ...")
+            sys.stderr.flush()
+            started = time.perf_counter()
+            with tempfile.TemporaryDirectory() as folder:
+                results[name] = measure(Path(folder))
+            sys.stderr.write(f" {time.perf_counter() - started:.0f} s\n")
+    document = json.dumps(results, indent=2) + "\n"
+    (options.out / "results.json").write_text(document)
+    for path in charts.draw(json.loads(document), options.out):
+        sys.stderr.write(f"wrote {path}\n")
+    sys.stdout.write(document)
     return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument(
+        "sections", nargs="*", metavar="SECTION", help=f"some of {', '.join(_SECTIONS)}"
+    )
+    parser.add_argument("--out", type=Path, default=Path("bench-results"), help="folder to write")
+    parser.add_argument(
+        "--target", metavar="ADDRESS", help="measure another server of the plugin's reference API"
+    )
+    parser.add_argument("--kek-id", default="bench", help="a KEK of that server")
+    options = parser.parse_args()
+    unknown = set(options.sections) - set(_SECTIONS)
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    return options
 
 
 if __name__ == "__main__":

@@ -1,155 +1,262 @@
-"""The plugin's calls beside an empty echo server and beside the bare token, in one run."""
+"""The plugin beside an empty echo server and beside the bare token."""
 
-import asyncio
-import hashlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
 
-from bench.echo import METHOD
-from bench.load import Load, measure, median_of
-from istio_hsm_proto import kms_istio_v1_pb2 as kms
+from bench import plugin_calls
+from bench.cost import cpu_seconds
+from bench.h2load import Call, Load, answer_of, load, median_of
+from bench.plugin_calls import ECHO, LOAD_SKEY, SIGN_P256, SIGN_RSA
 from istio_hsm_proto import kms_istio_v1_pb2_grpc as kms_grpc
-from istio_hsm_proto import signing_v1_pb2 as signing
 from istio_hsm_proto import signing_v1_pb2_grpc as signing_grpc
-from tests.support import pki
-from tests.support.plugin import running
-from tests.support.softhsm import SoftHsm, make_token
+from tests.support.faults import FaultyHsm, make_faulty
+from tests.support.plugin import Plugin, running
+from tests.support.softhsm import make_token
 
 RUNS = 3
-SECONDS = 1.5
+SECONDS = 2.0
 CONCURRENT = 16
-BATCH = 64
-_KEK = b"bench"
-_DIGEST = hashlib.sha256(b"bench").digest()
+CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SIZES = (16, 1 << 10, 16 << 10, 64 << 10, 256 << 10)
+LATENCIES_MS = (0, 1, 5)
+SESSIONS = (1, 2, 4, 8, 16, 30)
+MEMORY_CALLS = 200_000
+_MEMORY_ROUNDS = 4
+_WARM_UP_SECONDS = 0.5
+_STARTS = 5
 
-Calls = dict[str, Callable[[], Awaitable[object]]]
-
-
-def run(folder: Path) -> dict[str, object]:
-    """Return every figure: calls by name, their ratio to the echo, and the token's rates."""
-    hsm = make_token(folder / "hsm")
-    raw = _raw_rates(hsm, folder)
-    started = time.perf_counter()
-    with running(hsm, folder / "plugin") as plugin:
-        ready = time.perf_counter() - started
-        loads = asyncio.run(_measure(f"unix:{plugin.socket}", folder / "echo.sock"))
-    echo = loads["echo"]["concurrent"].per_second
-    return {
-        "start_to_serving_seconds": round(ready, 2),
-        "raw_token_signatures_per_second": {name: round(rate) for name, rate in raw.items()},
-        "calls": {
-            name: {
-                "per_second_at_16": round(load["concurrent"].per_second),
-                "of_echo": round(load["concurrent"].per_second / echo, 2),
-                "p50_ms_at_16": round(load["concurrent"].p50_ms, 2),
-                "p99_ms_at_16": round(load["concurrent"].p99_ms, 2),
-                "p50_ms_alone": round(load["alone"].p50_ms, 2),
-            }
-            for name, load in loads.items()
-        },
-    }
+Figures = dict[str, object]
 
 
-def _raw_rates(hsm: SoftHsm, folder: Path) -> dict[str, float]:
+def raw(folder: Path) -> dict[str, dict[str, float]]:
+    """Return operations a second of the bare token, by kind and number of threads."""
+    hsm = make_token(folder / "raw-hsm")
     output = subprocess.run(
         [
             *(sys.executable, "-m", "bench.raw_token"),
-            *(hsm.module, hsm.label, str(hsm.pin_file), str(folder), str(CONCURRENT)),
+            *(hsm.module, hsm.label, str(hsm.pin_file), str(folder)),
         ],
         env=os.environ | {"SOFTHSM2_CONF": str(hsm.config)},
         capture_output=True,
         check=True,
     ).stdout
-    rates: dict[str, float] = json.loads(output)
+    rates: dict[str, dict[str, float]] = json.loads(output)
     return rates
 
 
-async def _measure(plugin: str, echo: Path) -> dict[str, dict[str, Load]]:
-    """Run all calls in turn, again and again, so that a change of the machine hits them alike."""
-    runs: dict[str, dict[str, list[Load]]] = {}
-    async with _echo_channel(echo) as echo_channel, grpc.aio.insecure_channel(plugin) as channel:
-        calls = {"echo": _echo(echo_channel), **await _calls(channel)}
+def rates(folder: Path) -> Figures:
+    """Return every call at 16 at once and alone, beside the echo; all in turn, several times.
+
+    `cpu_us`: processor time of the serving processes for a call, in microseconds.
+    """
+    with _plugin(folder, "rates") as (plugin, calls), _echo(folder) as (echo, echo_pid):
+        runs: dict[str, list[tuple[Load, Load, float]]] = {}
         for _ in range(RUNS):
-            for name, call in calls.items():
-                await call()
-                kept = runs.setdefault(name, {"alone": [], "concurrent": []})
-                kept["alone"].append(await measure(call, concurrent=1, seconds=SECONDS / 3))
-                kept["concurrent"].append(
-                    await measure(call, concurrent=CONCURRENT, seconds=SECONDS)
+            for name, call in {ECHO: plugin_calls.echo_call(), **calls}.items():
+                target = echo if name == ECHO else _target(plugin)
+                pid = echo_pid if name == ECHO else plugin.pid
+                runs.setdefault(name, []).append(_both(target, call, pid))
+    figures = {name: _summary(kept) for name, kept in runs.items()}
+    base = figures[ECHO]
+    for figure in figures.values():
+        figure["of_echo"] = round(figure["per_second"] / base["per_second"], 2)
+        figure["alone_of_echo"] = round(figure["alone_p50_ms"] / base["alone_p50_ms"], 2)
+    return dict(figures)
+
+
+def _both(target: str, call: Call, pid: int) -> tuple[Load, Load, float]:
+    alone = load(target, call, concurrent=1, seconds=SECONDS / 2)
+    before = cpu_seconds(pid)
+    together = load(target, call, concurrent=CONCURRENT, seconds=SECONDS)
+    spent = cpu_seconds(pid) - before
+    return together, alone, spent / (together.per_second * SECONDS) * 1e6
+
+
+def _summary(runs: list[tuple[Load, Load, float]]) -> dict[str, float]:
+    together = median_of([run[0] for run in runs])
+    alone = median_of([run[1] for run in runs])
+    return {
+        "per_second": round(together.per_second),
+        "p50_ms": round(together.p50_ms, 2),
+        "p99_ms": round(together.p99_ms, 2),
+        "alone_p50_ms": round(alone.p50_ms, 3),
+        "cpu_us": round(sorted(run[2] for run in runs)[len(runs) // 2]),
+    }
+
+
+def startup(folder: Path) -> Figures:
+    """Return the median seconds from the start of the process to health SERVING."""
+    hsm = make_token(folder / "startup-hsm")
+    took = []
+    for number in range(_STARTS):
+        started = time.perf_counter()
+        with running(hsm, folder / f"startup-{number}"):
+            took.append(time.perf_counter() - started)
+    return {"seconds": round(statistics.median(took), 2), "starts": _STARTS}
+
+
+def concurrency(folder: Path) -> Figures:
+    """Return calls a second by the number of calls at once."""
+    chosen = (plugin_calls.GENERATE_DEK, LOAD_SKEY, SIGN_RSA, SIGN_P256)
+    with _plugin(folder, "concurrency") as (plugin, calls), _echo(folder) as (echo, _):
+        targets = {ECHO: (echo, plugin_calls.echo_call())}
+        targets |= {name: (_target(plugin), calls[name]) for name in chosen}
+        return {
+            name: {
+                many: round(load(target, call, concurrent=many, seconds=1).per_second)
+                for many in CONCURRENCIES
+            }
+            for name, (target, call) in targets.items()
+        }
+
+
+def sizes(folder: Path) -> Figures:
+    """Return calls a second by the size of the plaintext, beside an echo of as many bytes."""
+    found: dict[str, dict[int, int]] = {ECHO: {}, "AuthenticatedEncrypt": {}}
+    with _plugin(folder, "sizes") as (plugin, _), _echo(folder) as (echo, _pid):
+        with plugin.keys() as keys:
+            dek = plugin_calls.new_dek(keys)
+        for size in SIZES:
+            for name, target, call in (
+                (ECHO, echo, plugin_calls.echo_call(b"x" * size)),
+                ("AuthenticatedEncrypt", _target(plugin), plugin_calls.encrypt_call(dek, size)),
+            ):
+                rate = load(target, call, concurrent=CONCURRENT, seconds=1).per_second
+                found[name][size] = round(rate)
+    return dict(found)
+
+
+def objects(folder: Path, counts: tuple[int, ...]) -> Figures:
+    """Return calls a second, and seconds from start to serving, by KEKs in the token."""
+    hsm = make_token(folder / "objects-hsm")
+    found: Figures = {}
+    made = 0
+    for count in counts:
+        with running(hsm, folder / f"objects-{made}") as plugin:
+            _make_keks(plugin, range(made, count))
+        made = count
+        started = time.perf_counter()
+        with running(hsm, folder / f"objects-{count}") as plugin:
+            ready = time.perf_counter() - started
+            calls = _prepared(plugin)
+            found[str(count)] = {"start_to_serving_seconds": round(ready, 2)} | {
+                name: round(
+                    load(_target(plugin), calls[name], concurrent=CONCURRENT, seconds=1).per_second
                 )
-    return {
-        name: {kind: median_of(loads) for kind, loads in kept.items()}
-        for name, kept in runs.items()
-    }
+                for name in (plugin_calls.GENERATE_DEK, LOAD_SKEY, SIGN_P256)
+            }
+    return found
 
 
-def _echo(channel: grpc.aio.Channel) -> Callable[[], Awaitable[object]]:
-    method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
-    return lambda: method(b"x" * 300)
+def _make_keks(plugin: Plugin, numbers: range) -> None:
+    with plugin.keys() as keys:
+        for number in numbers:
+            request = plugin_calls.kek_request(number)
+            keys.GenerateKEK(request, timeout=30)
 
 
-async def _calls(channel: grpc.aio.Channel) -> Calls:
-    keys = kms_grpc.KeyManagementServiceStub(channel)
-    sign = signing_grpc.SigningServiceStub(channel)
-    await keys.GenerateKEK(kms.GenerateKEKRequest(kek_kid=_KEK))
-    dek = (await keys.GenerateDEK(kms.GenerateDEKRequest(kek_kid=_KEK))).encrypted_dek_blob
-    skey = await keys.GenerateSKey(
-        kms.GenerateSKeyRequest(size=2048, kind=kms.RSA, kek_kid=_KEK, encrypted_dek_blob=dek)
-    )
-    sealed = await keys.AuthenticatedEncrypt(
-        kms.AuthenticatedEncryptRequest(
-            kek_kid=_KEK, encrypted_dek_blob=dek, plaintext=b"x" * 1000, aad=b"bench"
+def latency(folder: Path) -> Figures:
+    """Return calls a second by milliseconds added to each PKCS#11 call, and by sessions."""
+    hsm = make_faulty(make_token(folder / "latency-hsm"))
+    chosen = (SIGN_RSA, SIGN_P256, LOAD_SKEY)
+    found: Figures = {}
+    for sessions in SESSIONS:
+        serving = running(
+            hsm.hsm,
+            folder / f"latency-{sessions}",
+            arguments=("--sessions", str(sessions)),
+            environment=hsm.environment(),
         )
-    )
-    encrypt = kms.AuthenticatedEncryptRequest(
-        kek_kid=_KEK, encrypted_dek_blob=dek, plaintext=b"x" * 1000, aad=b"bench"
-    )
-    decrypt = kms.AuthenticatedDecryptRequest(
-        kek_kid=_KEK, encrypted_dek_blob=dek, ciphertext=sealed.ciphertext, aad=b"bench"
-    )
-    load = kms.LoadSKeyRequest(
-        kek_kid=_KEK, encrypted_dek_blob=dek, encrypted_skey_blob=skey.encrypted_skey_blob
-    )
-    make = kms.GenerateDEKRequest(kek_kid=_KEK)
-    rsa = signing.SignRequest(
-        key_id=b"bench-rsa-2048", algorithm=signing.RSA_PKCS1_SHA256, digest=_DIGEST
-    )
-    ecdsa = signing.SignRequest(
-        key_id=b"bench-ecdsa-p256", algorithm=signing.ECDSA_SHA256, digest=_DIGEST
-    )
-    batch = signing.SignBatchRequest(
-        key_id=b"bench-ecdsa-p256", algorithm=signing.ECDSA_SHA256, digests=[_DIGEST] * BATCH
-    )
-    root = pki.root("Bench Root")
-    await keys.ImportCACert(kms.ImportCACertRequest(ca_cert_blob=root.der))
-    chain = kms.VerifyCertChainRequest(certificates=[root.der])
-    return {
-        "GenerateDEK": lambda: keys.GenerateDEK(make),
-        "LoadSKey": lambda: keys.LoadSKey(load),
-        "AuthenticatedEncrypt": lambda: keys.AuthenticatedEncrypt(encrypt),
-        "AuthenticatedDecrypt": lambda: keys.AuthenticatedDecrypt(decrypt),
-        "VerifyCertChain": lambda: keys.VerifyCertChain(chain),
-        "Sign RSA-2048": lambda: sign.Sign(rsa),
-        "Sign P-256": lambda: sign.Sign(ecdsa),
-        f"SignBatch of {BATCH}, P-256": lambda: sign.SignBatch(batch),
-    }
+        with serving as plugin:
+            calls = _prepared(plugin)
+            found[str(sessions)] = {
+                f"{delay} ms": _delayed(hsm, delay, plugin, {name: calls[name] for name in chosen})
+                for delay in LATENCIES_MS
+            }
+    return found
 
 
-@asynccontextmanager
-async def _echo_channel(socket: Path) -> AsyncIterator[grpc.aio.Channel]:
-    server = await asyncio.create_subprocess_exec(sys.executable, "-m", "bench.echo", str(socket))
+def _delayed(
+    hsm: FaultyHsm, delay_ms: int, plugin: Plugin, calls: Mapping[str, Call]
+) -> dict[str, int]:
+    hsm.delay(delay_ms * 1000, "C_SignInit", "C_Sign", "C_DecryptInit", "C_Decrypt")
     try:
-        async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
-            await channel.channel_ready()
-            yield channel
+        return {
+            name: round(load(_target(plugin), call, concurrent=64, seconds=1).per_second)
+            for name, call in calls.items()
+        }
+    finally:
+        hsm.heal()
+
+
+def memory(folder: Path) -> Figures:
+    """Return the plugin's memory in MiB, its worker included, before and after many calls."""
+    with _plugin(folder, "memory") as (plugin, calls):
+        for call in calls.values():
+            load(_target(plugin), call, concurrent=CONCURRENT, seconds=_WARM_UP_SECONDS)
+        resident = [_resident_mib(plugin.pid)]
+        done = 0
+        for _ in range(_MEMORY_ROUNDS):
+            begun = done
+            while done < begun + MEMORY_CALLS // _MEMORY_ROUNDS:
+                for name in (LOAD_SKEY, SIGN_P256, plugin_calls.GENERATE_DEK):
+                    run = load(_target(plugin), calls[name], concurrent=CONCURRENT, seconds=3)
+                    done += round(run.per_second * 3)
+            resident.append(_resident_mib(plugin.pid))
+    return {"calls": done, "resident_mib": resident}
+
+
+def _resident_mib(pid: int) -> float:
+    """Return proportional set sizes, so that what both processes share counts once."""
+    total = 0
+    for process in (pid, *_children(pid)):
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1])
+    return round(total / 1024, 1)
+
+
+def _children(pid: int) -> tuple[int, ...]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return tuple(int(child) for child in text.split())
+
+
+@contextmanager
+def _plugin(folder: Path, name: str) -> Iterator[tuple[Plugin, Mapping[str, Call]]]:
+    with running(make_token(folder / f"{name}-hsm"), folder / name) as plugin:
+        yield plugin, _prepared(plugin)
+
+
+def _prepared(plugin: Plugin) -> Mapping[str, Call]:
+    with plugin.channel() as channel:
+        keys = kms_grpc.KeyManagementServiceStub(channel)
+        return plugin_calls.prepare(keys, signing_grpc.SigningServiceStub(channel))
+
+
+def _target(plugin: Plugin) -> str:
+    return f"unix:{plugin.socket}"
+
+
+@contextmanager
+def _echo(folder: Path) -> Iterator[tuple[str, int]]:
+    """Yield the target of an echo server, and its process id."""
+    socket = folder / "echo.sock"
+    server = subprocess.Popen([sys.executable, "-m", "bench.echo", str(socket)])
+    target = f"unix:{socket}"
+    try:
+        with grpc.insecure_channel(target) as channel:
+            grpc.channel_ready_future(channel).result(timeout=30)
+        answer_of(target, plugin_calls.echo_call())
+        yield target, server.pid
     finally:
         server.terminate()
-        await server.wait()
+        server.wait()
