@@ -21,6 +21,7 @@ from istiod_ca_bridge.errors import (
     KeyServiceUnavailableError,
 )
 from istiod_ca_bridge.records import ResidentKey, SealedKey
+from istiod_ca_bridge.signature_batch import SignatureBatches
 from istiod_ca_bridge.signer import KeyAlgorithm, PublicKey, algorithm_of, scheme_of
 
 if TYPE_CHECKING:
@@ -179,6 +180,7 @@ class ResidentSigner:
             if isinstance(self._hash, hashes.SHA384)
             else signing.ECDSA_SHA256
         )
+        self._batches = SignatureBatches(self._signatures)
 
     @property
     def public_key(self) -> PublicKey:
@@ -189,13 +191,16 @@ class ResidentSigner:
         """Return the signature made in the HSM."""
         digest = hashes.Hash(self._hash)
         digest.update(message)
-        request = signing.SignRequest(
-            key_id=self._key_id, algorithm=self._algorithm, digest=digest.finalize()
+        return await self._batches.sign(digest.finalize())
+
+    async def _signatures(self, digests: list[bytes]) -> list[bytes]:
+        request = signing.SignBatchRequest(
+            key_id=self._key_id, algorithm=self._algorithm, digests=digests
         )
-        reply = await _called("Sign", self._stub.Sign, request, timeout=_SIGN_TIMEOUT)
-        if not 0 < len(reply.signature) <= _MAX_SIGNATURE_BYTES:
-            raise KeyServiceUnavailableError("Sign answers something that is no signature")
-        return reply.signature
+        reply = await _called("SignBatch", self._stub.SignBatch, request, timeout=_SIGN_TIMEOUT)
+        if not all(0 < len(signature) <= _MAX_SIGNATURE_BYTES for signature in reply.signatures):
+            raise KeyServiceUnavailableError("SignBatch answers something that is no signature")
+        return list(reply.signatures)
 
 
 class MemoryKey:

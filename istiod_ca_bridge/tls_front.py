@@ -97,12 +97,12 @@ class TlsFront:
                         connection, _ = await loop.sock_accept(listener)
                     except OSError as error:
                         if error.errno in _OUT_OF_DESCRIPTORS:
-                            self._refuse("out of descriptors or memory")
+                            self.refuse("out of descriptors or memory")
                             await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
                         continue
                     if self._context is None or self.connections >= self._limits.connections:
                         connection.close()
-                        self._refuse("too many connections")
+                        self.refuse("too many connections")
                         continue
                     tasks.create_task(self._handshake(connection, self._context, tasks))
         finally:
@@ -128,11 +128,11 @@ class TlsFront:
             )
         except (OSError, ssl.SSLError, TimeoutError) as error:
             connection.close()
-            self._refuse(getattr(error, "reason", None) or type(error).__name__)
+            self.refuse(getattr(error, "reason", None) or type(error).__name__)
         finally:
             self._handshakes -= 1
 
-    def _refuse(self, reason: str) -> None:
+    def refuse(self, reason: str) -> None:
         """Count a refusal; tell of them at most every few seconds, for anyone can cause them."""
         self._refused += 1
         if time.monotonic() - self._reported >= _REPORT_SECONDS:
@@ -210,7 +210,8 @@ class _ClientSide(asyncio.Protocol):
     async def _connect(self) -> None:
         try:
             self._name, upstream = await self._front.connect_upstream(self._peer)
-        except OSError:
+        except OSError as error:
+            self._front.refuse(f"the gRPC server is not reached: {error.strerror}")
             self._transport.abort()
             return
         if self._lost:

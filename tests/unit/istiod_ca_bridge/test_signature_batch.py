@@ -1,0 +1,105 @@
+import asyncio
+
+import pytest
+
+from istiod_ca_bridge.errors import KeyServiceUnavailableError
+from istiod_ca_bridge.signature_batch import MAX_BATCH, SignatureBatches
+
+
+class Hsm:
+    """Signs by reversing, when it is let."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[bytes]] = []
+        self.free = asyncio.Event()
+        self.error: Exception | None = None
+        self.lost = 0
+
+    async def send(self, digests: list[bytes]) -> list[bytes]:
+        self.batches.append(digests)
+        await self.free.wait()
+        if self.error:
+            raise self.error
+        return [digest[::-1] for digest in digests][: len(digests) - self.lost]
+
+
+def digests(count: int) -> list[bytes]:
+    return [f"digest {number}".encode() for number in range(count)]
+
+
+async def started(batches: SignatureBatches, wanted: list[bytes]) -> list[asyncio.Task[bytes]]:
+    tasks = [asyncio.create_task(batches.sign(digest)) for digest in wanted]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return tasks
+
+
+async def test_each_caller_gets_the_signature_of_its_own_digest() -> None:
+    hsm = Hsm()
+    hsm.free.set()
+    batches = SignatureBatches(hsm.send)
+    wanted = digests(100)
+    signatures = await asyncio.gather(*(batches.sign(digest) for digest in wanted))
+    assert signatures == [digest[::-1] for digest in wanted]
+
+
+async def test_one_alone_is_sent_at_once() -> None:
+    hsm = Hsm()
+    batches = SignatureBatches(hsm.send)
+    (task,) = await started(batches, [b"one"])
+    assert hsm.batches == [[b"one"]]
+    hsm.free.set()
+    assert await task == b"eno"
+
+
+async def test_what_comes_while_calls_are_under_way_goes_in_one_call() -> None:
+    hsm = Hsm()
+    batches = SignatureBatches(hsm.send)
+    tasks = await started(batches, [b"a"]) + await started(batches, [b"b"])
+    tasks += await started(batches, digests(10))
+    assert hsm.batches == [[b"a"], [b"b"]]
+    hsm.free.set()
+    await asyncio.gather(*tasks)
+    assert hsm.batches == [[b"a"], [b"b"], digests(10)]
+
+
+async def test_no_call_has_more_digests_than_the_plugin_takes() -> None:
+    hsm = Hsm()
+    hsm.free.set()
+    batches = SignatureBatches(hsm.send)
+    await asyncio.gather(*(batches.sign(digest) for digest in digests(3 * MAX_BATCH)))
+    assert max(map(len, hsm.batches)) <= MAX_BATCH
+
+
+async def test_a_failed_call_fails_its_own_callers_only() -> None:
+    hsm = Hsm()
+    hsm.free.set()
+    hsm.error = KeyServiceUnavailableError("the HSM is away")
+    batches = SignatureBatches(hsm.send)
+    with pytest.raises(KeyServiceUnavailableError, match="away"):
+        await batches.sign(b"one")
+    hsm.error = None
+    assert await batches.sign(b"two") == b"owt"
+
+
+async def test_too_few_signatures_are_given_to_nobody() -> None:
+    hsm = Hsm()
+    hsm.free.set()
+    hsm.lost = 1
+    batches = SignatureBatches(hsm.send)
+    answers = await asyncio.gather(
+        *(batches.sign(digest) for digest in digests(4)), return_exceptions=True
+    )
+    assert all(isinstance(answer, KeyServiceUnavailableError) for answer in answers)
+
+
+async def test_a_caller_that_gave_up_is_not_signed_for() -> None:
+    hsm = Hsm()
+    batches = SignatureBatches(hsm.send)
+    first = await started(batches, [b"a"]) + await started(batches, [b"b"])
+    gone, stays = await started(batches, [b"gone", b"stays"])
+    gone.cancel()
+    hsm.free.set()
+    assert await stays == b"syats"
+    assert [b"stays"] in hsm.batches
+    await asyncio.gather(*first)
