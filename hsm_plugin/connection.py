@@ -61,6 +61,9 @@ class Connectable(Protocol):
     async def replace(self) -> TokenIdentity:
         """Log in with what the files hold now, in a new worker that then takes over."""
 
+    async def try_pin(self, pin_file: Path, in_use: Path | None) -> bool:
+        """Tell whether a login was made with this file's PIN, beside the connection."""
+
     def pause(self, seconds: float) -> None:
         """Tell callers how long the token is left alone."""
 
@@ -89,6 +92,9 @@ class Connection:
     _refused: tuple[PinRefusedError, tuple[int, ...] | None] | None = None
     """The last attempt's refusal, and the PIN file that it was about."""
 
+    _in_use: tuple[int, ...] | None = None
+    """The PIN file as it was when its PIN was taken."""
+
     async def reload(self) -> None:
         """Return when the token is used with what the files hold now.
 
@@ -98,8 +104,19 @@ class Connection:
             await self._connected()
             return
         async with self._logging_in:
+            seen = _fingerprint(self.pin_file)
             identity = await self.token.replace()
+            self._in_use = seen
         _log_success(identity, self.pin_file)
+
+    async def try_pin(self, pin_file: Path) -> bool:
+        """Return whether the token took this file's PIN; False when it is the one in use.
+
+        That one is not tried. PinRefusedError when the token refuses it, now or before.
+        """
+        async with self._logging_in:
+            kept = not self.token.breaker.is_open and _fingerprint(self.pin_file) == self._in_use
+            return await self.token.try_pin(pin_file, self.pin_file if kept else None)
 
     async def _connected(self) -> None:
         """Return when the loop has connected; PinRefusedError when it waits for another PIN."""
@@ -143,7 +160,9 @@ class Connection:
         self._refused = None
         try:
             async with self._logging_in:
-                return await self.token.connect()
+                identity = await self.token.connect()
+                self._in_use = seen
+                return identity
         except PinRefusedError as error:
             self._refused = (error, seen)
             raise

@@ -56,7 +56,7 @@ async def serve(config: ServeConfig) -> None:
     apis = Apis(
         memory=memory,
         rsa_keys=RsaKeys(at_once=config.sessions, queue_limit=config.queue_limit),
-        control=Control(config.pin_file, connection.reload),
+        control=Control(config.pin_file, connection.reload, connection.try_pin),
         kubernetes_kek_id=config.kubernetes_kek_id,
     )
     grpc_server = server.build(token, apis, health_servicer)

@@ -1,5 +1,6 @@
 """The PIN, read from its file each time it is needed and kept nowhere."""
 
+import hmac
 from pathlib import Path
 
 from hsm_plugin.errors import PinRefusedError
@@ -27,3 +28,8 @@ def read_pin(path: Path) -> str:
         return pin.decode()
     except UnicodeDecodeError:
         raise PinRefusedError(f"the PIN file {path} is not UTF-8") from None
+
+
+def same_pin(first: Path, second: Path) -> bool:
+    """Return whether both files hold the same PIN; PinRefusedError when one holds none."""
+    return hmac.compare_digest(read_pin(first).encode(), read_pin(second).encode())

@@ -279,6 +279,15 @@ class _ControlServicer(control_grpc.ControlServiceServicer):
     ) -> control.ReloadCredentialsResponse:
         return await self._edge.answer(context, Control.reload_credentials, request, _CONTROL_LANE)
 
+    async def TrialCredentials(
+        self,
+        request: control.TrialCredentialsRequest,
+        context: grpc.aio.ServicerContext[
+            control.TrialCredentialsRequest, control.TrialCredentialsResponse
+        ],
+    ) -> control.TrialCredentialsResponse:
+        return await self._edge.answer(context, Control.trial_credentials, request, _CONTROL_LANE)
+
 
 class _KubernetesV2Servicer(kms_v2_grpc.KeyManagementServiceServicer):
     def __init__(self, edge: Edge[KubernetesKms]) -> None:

@@ -8,9 +8,11 @@ succeeded unseen is answered with KeyNotFoundError.)
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hsm_plugin import worker_codec
 from hsm_plugin.admission import Admission
@@ -96,13 +98,13 @@ class TokenClient:
             self._worker = self._new_worker()
         return self._worker
 
-    def _new_worker(self) -> WorkerProcess:
+    def _new_worker(self, settings: WorkerSettings | None = None) -> WorkerProcess:
         def on_loss(loss: Loss, reason: str) -> None:
             if self._worker is worker:  # else it was replaced, or never came into use
                 self._on_loss(loss, reason)
 
         try:
-            worker = WorkerProcess(self._settings, on_loss)
+            worker = WorkerProcess(settings or self._settings, on_loss)
         except OSError as error:
             raise HsmUnavailableError(
                 f"no worker process can be started: {error.strerror}",
@@ -172,6 +174,39 @@ class TokenClient:
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
         return identity
+
+    async def try_pin(self, pin_file: Path, in_use: Path | None) -> bool:
+        """Return whether a login was made with this file's PIN, in a worker that ends at once.
+
+        None is made when `in_use` holds the same PIN. The connection in use is not touched.
+        """
+        spare = self._new_worker(replace(self._settings, pin_file=pin_file, threads=1))
+        try:
+            async with asyncio.timeout(_CONNECT_HANGS * self._hang_seconds):
+                if in_use is not None and await self._same_pin(spare, pin_file, in_use):
+                    return False
+                await self._log_in(spare)
+        except TimeoutError:
+            spare.kill("its login hung")
+            raise HsmUnavailableError(
+                "the trial login hung in the PKCS#11 module",
+                hint="check the HSM and its client; the connection in use stays",
+            ) from None
+        except asyncio.CancelledError:
+            spare.kill("nobody awaits its login any more")
+            raise
+        finally:
+            await spare.close()
+        return True
+
+    async def _same_pin(self, worker: WorkerProcess, first: Path, second: Path) -> bool:
+        (same,) = await worker.ask(
+            Operation.SAME_PIN,
+            [os.fsencode(first), os.fsencode(second)],
+            deadline=time.monotonic() + self._hang_seconds,
+            limit_seconds=self._hang_seconds,
+        )
+        return worker_codec.decode_bool(same)
 
     async def _log_in(self, worker: WorkerProcess) -> TokenIdentity:
         patience = _CONNECT_HANGS * self._hang_seconds

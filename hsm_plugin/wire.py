@@ -42,6 +42,7 @@ class Operation(IntEnum):
     SIGN_BATCH = 11
     SIGNING_KEYS = 12
     DESTROY_SIGNING_KEY = 13
+    SAME_PIN = 14
 
 
 class Kind(IntEnum):

@@ -3,8 +3,10 @@
 hsm_plugin.worker_codec has the pairs that turn results into byte strings and back.
 """
 
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from hsm_plugin import worker_codec
@@ -16,6 +18,7 @@ from hsm_plugin.keys import (
     TokenIdentity,
     TrustedRoot,
 )
+from hsm_plugin.pin_file import same_pin
 from hsm_plugin.recovery import Action
 from hsm_plugin.wire import Operation
 
@@ -58,6 +61,11 @@ def _connect(store: TokenStore, _: list[bytes]) -> list[bytes]:
 def _probe(store: TokenStore, _: list[bytes]) -> list[bytes]:
     store.probe()
     return []
+
+
+def _same_pin(_: TokenStore, fields: list[bytes]) -> list[bytes]:
+    first, second = (Path(os.fsdecode(field)) for field in fields)
+    return [worker_codec.encode_bool(same_pin(first, second))]
 
 
 def _generate_kek(store: KeyStore, fields: list[bytes]) -> list[bytes]:
@@ -122,6 +130,7 @@ _HANDLERS: dict[Operation, Callable[[TokenStore, list[bytes]], list[bytes]]] = {
     Operation.LOAD_MODULE: _load_module,
     Operation.CONNECT: _connect,
     Operation.PROBE: _probe,
+    Operation.SAME_PIN: _same_pin,
     Operation.GENERATE_KEK: _generate_kek,
     Operation.WRAP: _wrap,
     Operation.UNWRAP: _unwrap,

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n istio_hsm_proto/control_v1.proto\x12\x13istiohsm.control.v1\".\n\x18ReloadCredentialsRequest\x12\x12\n\ngeneration\x18\x01 \x01(\t\"/\n\x19ReloadCredentialsResponse\x12\x12\n\ngeneration\x18\x01 \x01(\t2\x84\x01\n\x0e\x43ontrolService\x12r\n\x11ReloadCredentials\x12-.istiohsm.control.v1.ReloadCredentialsRequest\x1a..istiohsm.control.v1.ReloadCredentialsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n istio_hsm_proto/control_v1.proto\x12\x13istiohsm.control.v1\".\n\x18ReloadCredentialsRequest\x12\x12\n\ngeneration\x18\x01 \x01(\t\"/\n\x19ReloadCredentialsResponse\x12\x12\n\ngeneration\x18\x01 \x01(\t\"-\n\x17TrialCredentialsRequest\x12\x12\n\ngeneration\x18\x01 \x01(\t\"\xbd\x01\n\x18TrialCredentialsResponse\x12\x46\n\x07verdict\x18\x01 \x01(\x0e\x32\x35.istiohsm.control.v1.TrialCredentialsResponse.Verdict\x12\x0e\n\x06reason\x18\x02 \x01(\t\"I\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x41\x43\x43\x45PTED\x10\x01\x12\n\n\x06IN_USE\x10\x02\x12\x0b\n\x07REFUSED\x10\x03\x32\xf5\x01\n\x0e\x43ontrolService\x12r\n\x11ReloadCredentials\x12-.istiohsm.control.v1.ReloadCredentialsRequest\x1a..istiohsm.control.v1.ReloadCredentialsResponse\x12o\n\x10TrialCredentials\x12,.istiohsm.control.v1.TrialCredentialsRequest\x1a-.istiohsm.control.v1.TrialCredentialsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,6 +35,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELOADCREDENTIALSREQUEST']._serialized_end=103
   _globals['_RELOADCREDENTIALSRESPONSE']._serialized_start=105
   _globals['_RELOADCREDENTIALSRESPONSE']._serialized_end=152
-  _globals['_CONTROLSERVICE']._serialized_start=155
-  _globals['_CONTROLSERVICE']._serialized_end=287
+  _globals['_TRIALCREDENTIALSREQUEST']._serialized_start=154
+  _globals['_TRIALCREDENTIALSREQUEST']._serialized_end=199
+  _globals['_TRIALCREDENTIALSRESPONSE']._serialized_start=202
+  _globals['_TRIALCREDENTIALSRESPONSE']._serialized_end=391
+  _globals['_TRIALCREDENTIALSRESPONSE_VERDICT']._serialized_start=318
+  _globals['_TRIALCREDENTIALSRESPONSE_VERDICT']._serialized_end=391
+  _globals['_CONTROLSERVICE']._serialized_start=394
+  _globals['_CONTROLSERVICE']._serialized_end=639
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ How those beside the plugin in its pod steer it. Served on the plugin's socket."
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -54,3 +55,69 @@ class ReloadCredentialsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReloadCredentialsResponse: _TypeAlias = ReloadCredentialsResponse  # noqa: Y015
+
+@_typing.final
+class TrialCredentialsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    generation: _builtins.str
+    """Name of the set's folder, beside the one that `..data` points to."""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrialCredentialsRequest: _TypeAlias = TrialCredentialsRequest  # noqa: Y015
+
+@_typing.final
+class TrialCredentialsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Verdict:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[TrialCredentialsResponse._Verdict.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        VERDICT_UNSPECIFIED: TrialCredentialsResponse._Verdict.ValueType  # 0
+        ACCEPTED: TrialCredentialsResponse._Verdict.ValueType  # 1
+        """The token took the PIN."""
+        IN_USE: TrialCredentialsResponse._Verdict.ValueType  # 2
+        """It is the PIN in use; no login was made."""
+        REFUSED: TrialCredentialsResponse._Verdict.ValueType  # 3
+        """The token refuses the PIN, now or before, or one wrong PIN more would lock it."""
+
+    class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper): ...
+    VERDICT_UNSPECIFIED: TrialCredentialsResponse.Verdict.ValueType  # 0
+    ACCEPTED: TrialCredentialsResponse.Verdict.ValueType  # 1
+    """The token took the PIN."""
+    IN_USE: TrialCredentialsResponse.Verdict.ValueType  # 2
+    """It is the PIN in use; no login was made."""
+    REFUSED: TrialCredentialsResponse.Verdict.ValueType  # 3
+    """The token refuses the PIN, now or before, or one wrong PIN more would lock it."""
+
+    VERDICT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    verdict: Global___TrialCredentialsResponse.Verdict.ValueType
+    reason: _builtins.str
+    """Why it is refused."""
+    def __init__(
+        self,
+        *,
+        verdict: Global___TrialCredentialsResponse.Verdict.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrialCredentialsResponse: _TypeAlias = TrialCredentialsResponse  # noqa: Y015

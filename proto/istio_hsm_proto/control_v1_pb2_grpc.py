@@ -39,6 +39,11 @@ class ControlServiceStub:
                 request_serializer=istio__hsm__proto_dot_control__v1__pb2.ReloadCredentialsRequest.SerializeToString,
                 response_deserializer=istio__hsm__proto_dot_control__v1__pb2.ReloadCredentialsResponse.FromString,
                 _registered_method=True)
+        self.TrialCredentials = channel.unary_unary(
+                '/istiohsm.control.v1.ControlService/TrialCredentials',
+                request_serializer=istio__hsm__proto_dot_control__v1__pb2.TrialCredentialsRequest.SerializeToString,
+                response_deserializer=istio__hsm__proto_dot_control__v1__pb2.TrialCredentialsResponse.FromString,
+                _registered_method=True)
 
 
 class ControlServiceServicer:
@@ -54,6 +59,17 @@ class ControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TrialCredentials(self, request, context):
+        """Tells whether the token takes the PIN of a set that is in its folder and not yet in place.
+        Logs in with it in a process that ends at once, or, when it is the PIN in use, not at all;
+        the connection in use is not touched. A value that was refused is never tried again.
+        An error means that nothing was found out. INVALID_ARGUMENT: no name of a set.
+        FAILED_PRECONDITION: the plugin sees no such folder. UNAVAILABLE: the token cannot be reached.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -61,6 +77,11 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.ReloadCredentials,
                     request_deserializer=istio__hsm__proto_dot_control__v1__pb2.ReloadCredentialsRequest.FromString,
                     response_serializer=istio__hsm__proto_dot_control__v1__pb2.ReloadCredentialsResponse.SerializeToString,
+            ),
+            'TrialCredentials': grpc.unary_unary_rpc_method_handler(
+                    servicer.TrialCredentials,
+                    request_deserializer=istio__hsm__proto_dot_control__v1__pb2.TrialCredentialsRequest.FromString,
+                    response_serializer=istio__hsm__proto_dot_control__v1__pb2.TrialCredentialsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +111,33 @@ class ControlService:
             '/istiohsm.control.v1.ControlService/ReloadCredentials',
             istio__hsm__proto_dot_control__v1__pb2.ReloadCredentialsRequest.SerializeToString,
             istio__hsm__proto_dot_control__v1__pb2.ReloadCredentialsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TrialCredentials(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/istiohsm.control.v1.ControlService/TrialCredentials',
+            istio__hsm__proto_dot_control__v1__pb2.TrialCredentialsRequest.SerializeToString,
+            istio__hsm__proto_dot_control__v1__pb2.TrialCredentialsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,13 @@ class ControlServiceStub:
     FAILED_PRECONDITION: the plugin sees another generation of the files, or the token refuses
     the PIN. UNAVAILABLE: the token cannot be reached. In both cases nothing has changed.
     """
+    TrialCredentials: _grpc.UnaryUnaryMultiCallable[_control_v1_pb2.TrialCredentialsRequest, _control_v1_pb2.TrialCredentialsResponse]
+    """Tells whether the token takes the PIN of a set that is in its folder and not yet in place.
+    Logs in with it in a process that ends at once, or, when it is the PIN in use, not at all;
+    the connection in use is not touched. A value that was refused is never tried again.
+    An error means that nothing was found out. INVALID_ARGUMENT: no name of a set.
+    FAILED_PRECONDITION: the plugin sees no such folder. UNAVAILABLE: the token cannot be reached.
+    """
 
 @_typing.type_check_only
 class ControlServiceAsyncStub(ControlServiceStub):
@@ -46,6 +53,13 @@ class ControlServiceAsyncStub(ControlServiceStub):
     connection in use, and changes over once that works. Answers when the new ones are in use.
     FAILED_PRECONDITION: the plugin sees another generation of the files, or the token refuses
     the PIN. UNAVAILABLE: the token cannot be reached. In both cases nothing has changed.
+    """
+    TrialCredentials: _aio.UnaryUnaryMultiCallable[_control_v1_pb2.TrialCredentialsRequest, _control_v1_pb2.TrialCredentialsResponse]  # type: ignore[assignment]
+    """Tells whether the token takes the PIN of a set that is in its folder and not yet in place.
+    Logs in with it in a process that ends at once, or, when it is the PIN in use, not at all;
+    the connection in use is not touched. A value that was refused is never tried again.
+    An error means that nothing was found out. INVALID_ARGUMENT: no name of a set.
+    FAILED_PRECONDITION: the plugin sees no such folder. UNAVAILABLE: the token cannot be reached.
     """
 
 class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -59,6 +73,19 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
         connection in use, and changes over once that works. Answers when the new ones are in use.
         FAILED_PRECONDITION: the plugin sees another generation of the files, or the token refuses
         the PIN. UNAVAILABLE: the token cannot be reached. In both cases nothing has changed.
+        """
+
+    @_abc_1.abstractmethod
+    def TrialCredentials(
+        self,
+        request: _control_v1_pb2.TrialCredentialsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_v1_pb2.TrialCredentialsResponse, _abc.Awaitable[_control_v1_pb2.TrialCredentialsResponse]]:
+        """Tells whether the token takes the PIN of a set that is in its folder and not yet in place.
+        Logs in with it in a process that ends at once, or, when it is the PIN in use, not at all;
+        the connection in use is not touched. A value that was refused is never tried again.
+        An error means that nothing was found out. INVALID_ARGUMENT: no name of a set.
+        FAILED_PRECONDITION: the plugin sees no such folder. UNAVAILABLE: the token cannot be reached.
         """
 
 def add_ControlServiceServicer_to_server(servicer: ControlServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

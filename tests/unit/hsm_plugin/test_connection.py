@@ -34,6 +34,7 @@ class ScriptedToken:
     breaker: Breaker = field(default_factory=lambda: Breaker("mesh"))
     worker: None = None
     pauses: list[float] = field(default_factory=list)
+    trials: list[tuple[Path, Path | None]] = field(default_factory=list)
 
     async def connect(self) -> TokenIdentity:
         self.attempts += 1
@@ -46,6 +47,10 @@ class ScriptedToken:
     async def replace(self) -> TokenIdentity:
         self.replacements += 1
         return await self.connect()
+
+    async def try_pin(self, pin_file: Path, in_use: Path | None) -> bool:
+        self.trials.append((pin_file, in_use))
+        return in_use is None
 
     async def probe(self) -> None:
         self.probes += 1
@@ -245,6 +250,47 @@ async def test_a_reload_on_a_connection_replaces_it(tmp_path: Path) -> None:
     assert token.replacements == 1
 
 
+async def test_a_trial_is_compared_with_the_pin_file_that_the_connection_was_made_with(
+    tmp_path: Path,
+) -> None:
+    pin_file, staged = tmp_path / "pin", tmp_path / "staged"
+    pin_file.write_text("1111")
+    kept = Connection(OpeningToken([None]), pin_file, _ignore)
+    await kept._connect(connection._fingerprint(pin_file))
+    assert await kept.try_pin(staged) is False
+    pin_file.write_text("22222")
+    assert await kept.try_pin(staged) is True
+    await kept.reload()
+    assert await kept.try_pin(staged) is False
+    assert isinstance(kept.token, ScriptedToken)
+    assert kept.token.trials == [(staged, pin_file), (staged, None), (staged, pin_file)]
+
+
+async def test_a_trial_without_a_connection_is_compared_with_nothing(tmp_path: Path) -> None:
+    pin_file = tmp_path / "pin"
+    pin_file.write_text("1111")
+    assert await Connection(ScriptedToken([None]), pin_file, _ignore).try_pin(pin_file) is True
+
+
+async def test_a_trial_waits_for_the_login_that_is_under_way(tmp_path: Path) -> None:
+    pin_file = tmp_path / "pin"
+    pin_file.write_text("1111")
+    token = SlowToken([None])
+    kept = Connection(token, pin_file, _ignore)
+    login = asyncio.create_task(kept._connect(None))
+    await asyncio.sleep(0)
+    trial = asyncio.create_task(kept.try_pin(pin_file))
+    await asyncio.sleep(0.01)
+    assert token.trials == []
+    token.release.set()
+    await asyncio.gather(login, trial)
+    assert len(token.trials) == 1
+
+
+async def _ignore(_: TokenState) -> None:
+    await asyncio.sleep(0)
+
+
 class OpeningToken(ScriptedToken):
     """A scripted token whose breaker closes with a connection, as the real one's does."""
 
@@ -252,3 +298,14 @@ class OpeningToken(ScriptedToken):
         identity = await ScriptedToken.connect(self)
         self.breaker.close()
         return identity
+
+
+@dataclass(slots=True)
+class SlowToken(ScriptedToken):
+    """A scripted token that connects when it is told to."""
+
+    release: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def connect(self) -> TokenIdentity:
+        await self.release.wait()
+        return await ScriptedToken.connect(self)
