@@ -39,7 +39,7 @@ EDGES = {"cli", "client", "server", "service", "daemon", "agent", "csr_signer", 
 
 CONTRACT_USERS = {
     "hsm_plugin": {"service", "signing_service", "control_service", "server", "client"},
-    "vault_client": {"reload_call"},
+    "vault_client": {"control_call"},
     "istiod_ca_bridge": {"hsm_key", "ca_service", "server", "csr_signer", "root_publisher"},
 }
 """Modules that speak protobuf; in the installer none does."""

@@ -25,6 +25,7 @@ _EXIT_BY_CAUSE = {
     Cause.DELETED: 66,
     Cause.DESTROYED: 66,
     Cause.INVALID: 65,
+    Cause.TRIAL: 65,
     Cause.SEALED: 69,
     Cause.RATE_LIMITED: 69,
     Cause.SERVER_ERROR: 69,

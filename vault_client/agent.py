@@ -7,9 +7,10 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 
 from vault_client.consumer import CredentialConsumer
-from vault_client.delivery import FileNames, Published
+from vault_client.delivery import FileNames, Published, SecretSet
 from vault_client.errors import Cause, DeadlineError, DeliveryError, InternalError
 from vault_client.files import Publisher
 from vault_client.lease import Backoff, poll_wait
@@ -19,6 +20,7 @@ from vault_client.policy import Action, Outage, Policy
 from vault_client.session import VaultSession
 from vault_client.status import State, Status
 from vault_client.threads import Worker
+from vault_client.trial import TrialLogin
 from vault_client.verify import verify
 
 _REPEAT_WARNING_SECONDS = 600.0
@@ -46,6 +48,7 @@ class Agent:
         session: VaultSession,
         publisher: Publisher,
         consumer: CredentialConsumer | None,
+        trial: TrialLogin | None,
         rules: Rules,
         log: Log,
         metrics: Metrics,
@@ -54,13 +57,14 @@ class Agent:
         self._session = session
         self._publisher = publisher
         self._consumer = consumer
+        self._trial = trial
         self._rules = rules
         self._log = log
         self._metrics = metrics
         self._backoff = backoff
         self._outage = Outage()
         self._worker = Worker()
-        self._beat_due = time.monotonic() + _LONGEST_ATTEMPT_SECONDS
+        self._beat_due = time.monotonic() + 2 * _LONGEST_ATTEMPT_SECONDS
         self._retry_at = float("-inf")
         self._last_error: DeliveryError | None = None
         self.status = Status()
@@ -136,8 +140,22 @@ class Agent:
             ) from None
         self._outage, self._last_error = Outage(), None
         self._tell(before)
+        await self._await_consumer()
         interval = poll_wait(self._rules.poll_seconds, _dice())
         return max(_SHORTEST_WAIT_SECONDS, min(interval, self._session.refresh_in()))
+
+    async def _await_consumer(self) -> None:
+        """Note the consumer's word on the set; the state says already that it is in place."""
+        consumer, current = self._consumer, self.status.published
+        if consumer is None or current is None or self.status.acknowledged:
+            return
+        self._metrics.observe(self.status)
+        call = partial(self._hand_over, consumer, current)
+        try:
+            accepted = await self._worker.run(call, _LONGEST_ATTEMPT_SECONDS)
+        except TimeoutError:
+            accepted = False
+        self.status = replace(self.status, acknowledged=accepted)
 
     def _deliver(self) -> Status:
         """Fetch, verify and publish; runs on the worker thread."""
@@ -149,35 +167,42 @@ class Agent:
             current = self._publisher.current()
             fresh = current is None or not self._publisher.holds(verified.delivered)
             if fresh or current is None:
-                current = self._publisher.publish(verified.delivered, now)
-                self._metrics.publishes.inc()
-                self._log.info(
-                    "set.published", generation=current.generation, kv_version=current.version
-                )
+                current = self._publish(verified.delivered, now, first=current is None)
             self._publisher.sweep(now)
             verified.delivered.wipe()
         finally:
             for value in values.values():
                 if value is not None:
                     value.wipe()
-        status = self.status.delivered(current, verified.expiries, now)
-        return self._handed_over(status, current) if self._consumer else status
+        return self.status.delivered(current, verified.expiries, now)
 
-    def _handed_over(self, status: Status, current: Published) -> Status:
-        """Return the status with the consumer's word on the set, awaited if the set is new."""
-        if self._consumer is None:
-            return status
-        known = self.status.published
-        if status.acknowledged and known and known.generation == current.generation:
-            return status
-        answer = self._consumer.reload(current.generation)
+    def _publish(self, delivered: SecretSet, now: datetime, *, first: bool) -> Published:
+        """Put the set in place, after its trial."""
+        trial = self._trial
+        if trial is not None:
+            trial.check_known(delivered)
+        staged = self._publisher.stage(delivered, now)
+        if trial is not None:
+            try:
+                trial.judge(staged.generation, delivered, first=first)
+            except DeliveryError:
+                self._publisher.discard(staged)
+                raise
+        self._publisher.put_in_place(staged)
+        self._metrics.publishes.inc()
+        self._log.info("set.published", generation=staged.generation, kv_version=staged.version)
+        return staged
+
+    def _hand_over(self, consumer: CredentialConsumer, current: Published) -> bool:
+        """Return whether the consumer takes the set up; runs on the worker thread."""
+        answer = consumer.reload(current.generation)
         self._log.info(
             "consumer.answered" if answer.given else "consumer.silent",
             generation=current.generation,
             accepted=answer.accepted,
             reason=answer.reason,
         )
-        return replace(status, acknowledged=answer.accepted)
+        return answer.accepted
 
     def _tell(self, before: State) -> None:
         status = self.status

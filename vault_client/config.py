@@ -26,12 +26,14 @@ from vault_client.settings import (
     LogConfig,
     Login,
     TokenFileLogin,
+    TrialMode,
 )
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _FILE_MODES = {"0400": 0o400, "0440": 0o440, "0600": 0o600, "0640": 0o640}
+_LONGEST_PLUGIN_TIMEOUT_SECONDS = 30.0
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
 T = TypeVar("T")
@@ -305,4 +307,14 @@ def _http_address(text: str) -> HttpAddress | None:
 def _acknowledgement(read: _Reader) -> Acknowledgement | None:
     path = read.path("HSM_PLUGIN_SOCKET")
     timeout = read.duration("HSM_PLUGIN_TIMEOUT", 10.0)
-    return Acknowledgement(path, timeout) if path else None
+    trial = read.choice("TRIAL_LOGIN", "auto", {mode.value: mode for mode in TrialMode})
+    if timeout > _LONGEST_PLUGIN_TIMEOUT_SECONDS:
+        read.mistake(
+            "HSM_PLUGIN_TIMEOUT is more than 30s", "a plugin that takes longer is asked again"
+        )
+    if trial is TrialMode.REQUIRED and not path:
+        read.mistake(
+            "TRIAL_LOGIN is required, and HSM_PLUGIN_SOCKET is not set",
+            "name the plugin's socket: the plugin makes the trial",
+        )
+    return Acknowledgement(path, timeout, trial) if path else None

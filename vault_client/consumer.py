@@ -1,7 +1,7 @@
-"""The plugin that the set is for, told of each new one over its socket.
+"""The plugin that the set is for: asked before each new one is published, and told after.
 
-The call is a process of its own (vault_client.reload_call), which is gone a moment later: gRPC
-would stay in this process's memory for one call in weeks.
+Each call is a process of its own (vault_client.control_call), which is gone a moment later: gRPC
+would stay in this process's memory for two calls in weeks.
 """
 
 import json
@@ -9,11 +9,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 _START_SECONDS = 10.0
 _MAX_REASON_LENGTH = 500
 _SILENT = frozenset({"DEADLINE_EXCEEDED", "UNAVAILABLE"})
+_TAKEN = frozenset({"ACCEPTED", "IN_USE"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +32,46 @@ class CredentialConsumer(Protocol):
     def reload(self, generation: str) -> Answer:
         """Return its answer on this generation, or one that was not given in time."""
 
+    def try_out(self, generation: str, *, patient: bool) -> Answer:
+        """Return what the HSM says of a generation that is not in place yet.
+
+        Impatient, it does not wait for a consumer that is not there.
+        """
+
 
 class PluginConsumer:
-    """An hsm-plugin, asked by ReloadCredentials (proto/istio_hsm_proto/control_v1.proto)."""
+    """An hsm-plugin, asked by its ControlService (proto/istio_hsm_proto/control_v1.proto)."""
 
-    def __init__(self, socket: Path, *, timeout_seconds: float) -> None:
+    def __init__(self, socket: Path, *, timeout_seconds: float, patient: bool = True) -> None:
+        """`patient`: wait for a plugin that is not there yet."""
         self._socket = socket
         self._timeout_seconds = timeout_seconds
+        self._patient = patient
 
     def reload(self, generation: str) -> Answer:
         """Return the plugin's answer; one that is not given when nothing answers in time."""
+        said = self._call("reload", generation, patient=self._patient)
+        if said.status == "OK":
+            return Answer(given=True, accepted=True)
+        return Answer(given=said.status not in _SILENT, accepted=False, reason=said.reason)
+
+    def try_out(self, generation: str, *, patient: bool) -> Answer:
+        """Return the token's word on the PIN; one that is not given when the plugin has none."""
+        said = self._call("trial", generation, patient=patient and self._patient)
+        if said.status == "OK" and said.verdict in _TAKEN:
+            return Answer(given=True, accepted=True)
+        refused = said.status == "OK" and said.verdict == "REFUSED"
+        return Answer(given=refused, accepted=False, reason=said.reason)
+
+    def _call(self, call: Literal["reload", "trial"], generation: str, *, patient: bool) -> "_Said":
+        if not patient and not self._socket.exists():
+            return _Said("UNAVAILABLE", "UNAVAILABLE: there is no socket yet")
         try:
             done = subprocess.run(
                 [
-                    *(sys.executable, "-m", "vault_client.reload_call"),
+                    *(sys.executable, "-m", "vault_client.control_call", call),
                     *(str(self._socket), generation, str(self._timeout_seconds)),
+                    "patient" if patient else "impatient",
                 ],
                 env={},
                 stdin=subprocess.DEVNULL,
@@ -54,10 +80,17 @@ class PluginConsumer:
                 check=True,
             )
             content = json.loads(done.stdout)
-            status, details = str(content["status"]), str(content["details"])
+            status, verdict = str(content["status"]), str(content["verdict"])
+            details = str(content["details"])[:_MAX_REASON_LENGTH]
         except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
-            return Answer(given=False, accepted=False, reason=type(error).__name__)
-        if status == "OK":
-            return Answer(given=True, accepted=True)
-        reason = f"{status}: {details[:_MAX_REASON_LENGTH]}"
-        return Answer(given=status not in _SILENT, accepted=False, reason=reason)
+            return _Said("UNAVAILABLE", type(error).__name__)
+        return _Said(status, details if status == "OK" else f"{status}: {details}", verdict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What one call was answered."""
+
+    status: str
+    reason: str
+    verdict: str = ""

@@ -15,6 +15,7 @@ from vault_client.logs import Log
 from vault_client.metrics import CONTENT_TYPE, Metrics
 from vault_client.session import VaultSession
 from vault_client.settings import Config
+from vault_client.trial import TrialLogin
 from vault_client.trust import TrustSource
 from vault_client.vault import Vault
 
@@ -30,7 +31,7 @@ async def deliver(config: Config, *, once: bool) -> None:
     publisher = Publisher(config.output, config.permissions, allow_disk=config.allow_disk)
     publisher.open()
     try:
-        agent = _agent(config, publisher, log, metrics)
+        agent = _agent(config, publisher, log, metrics, once=once)
         log.info("process.started", once=once, output=str(config.output), vault=config.address)
         if once:
             await agent.run_once(stop, config.once_timeout_seconds)
@@ -41,7 +42,9 @@ async def deliver(config: Config, *, once: bool) -> None:
     log.info("process.ended")
 
 
-def _agent(config: Config, publisher: Publisher, log: Log, metrics: Metrics) -> Agent:
+def _agent(
+    config: Config, publisher: Publisher, log: Log, metrics: Metrics, *, once: bool
+) -> Agent:
     trust = TrustSource(config.ca, refresh_seconds=config.ca_refresh_seconds, clock=time.monotonic)
     session = VaultSession(
         connect=lambda pem: Vault(
@@ -56,15 +59,12 @@ def _agent(config: Config, publisher: Publisher, log: Log, metrics: Metrics) -> 
         log=log,
         metrics=metrics,
     )
-    acknowledgement = config.acknowledgement
+    consumer, trial = _consumer(config, log, once=once)
     return Agent(
         session=session,
         publisher=publisher,
-        consumer=PluginConsumer(
-            acknowledgement.socket, timeout_seconds=acknowledgement.timeout_seconds
-        )
-        if acknowledgement
-        else None,
+        consumer=consumer,
+        trial=trial,
         rules=Rules(
             names=config.names,
             policies=config.policies,
@@ -75,6 +75,19 @@ def _agent(config: Config, publisher: Publisher, log: Log, metrics: Metrics) -> 
         metrics=metrics,
         backoff=Backoff(cap_seconds=config.retry_cap_seconds),
     )
+
+
+def _consumer(
+    config: Config, log: Log, *, once: bool
+) -> tuple[PluginConsumer | None, TrialLogin | None]:
+    """Return the plugin, and the trial that it makes; an init container does not wait for it."""
+    plugin = config.acknowledgement
+    if plugin is None:
+        return None, None
+    consumer = PluginConsumer(
+        plugin.socket, timeout_seconds=plugin.timeout_seconds, patient=not once
+    )
+    return consumer, TrialLogin(consumer, plugin.trial, log)
 
 
 async def _serve(

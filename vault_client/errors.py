@@ -17,6 +17,7 @@ class Cause(Enum):
     DELETED = "deleted"
     DESTROYED = "destroyed"
     INVALID = "invalid"
+    TRIAL = "trial"
     SEALED = "sealed"
     RATE_LIMITED = "rate_limited"
     SERVER_ERROR = "server_error"
@@ -93,6 +94,12 @@ class InvalidSetError(DeliveryError):
     """The secret was read, but its parts cannot work together; it is not published."""
 
     cause = Cause.INVALID
+
+
+class TrialError(DeliveryError):
+    """The plugin could not log in to the HSM with the set's PIN, or did not try; see `reason`."""
+
+    cause = Cause.TRIAL
 
 
 class SealedError(DeliveryError):

@@ -86,8 +86,8 @@ class Publisher:
         except OSError:
             return False
 
-    def publish(self, delivered: SecretSet, now: datetime) -> Published:
-        """Put the set in place as one new generation and return it."""
+    def stage(self, delivered: SecretSet, now: datetime) -> Published:
+        """Write the set whole, as one new generation that is not in place yet, and return it."""
         generation = f"..{now:%Y_%m_%d_%H_%M_%S}.{secrets.token_hex(4)}"
         folder = self._root / generation
         with _translated(self._root):
@@ -99,14 +99,29 @@ class Publisher:
             self._write(folder / MANIFEST, memoryview(manifest))
             self._own(folder, self._permissions.directory_mode)
             _sync(folder)
-            names = [*delivered.files, MANIFEST]
+        return Published(generation, delivered.version, now)
+
+    def put_in_place(self, staged: Published) -> None:
+        """Have readers find this generation from now on."""
+        with _translated(self._root):
+            names = [path.name for path in (self._root / staged.generation).iterdir()]
             for name in names:
                 if not self._linked(name):
                     self._swap_link(name, f"{DATA}/{name}", _NEW_LINK)
-            self._swap_link(DATA, generation, _NEW_DATA)
+            self._swap_link(DATA, staged.generation, _NEW_DATA)
             self._unlink_names(keep=names)
             _sync(self._root)
-        return Published(generation, delivered.version, now)
+
+    def discard(self, staged: Published) -> None:
+        """Shred a generation that was staged and may not be put in place."""
+        with _translated(self._root):
+            _shred(self._root / staged.generation)
+
+    def publish(self, delivered: SecretSet, now: datetime) -> Published:
+        """Put the set in place as one new generation and return it."""
+        staged = self.stage(delivered, now)
+        self.put_in_place(staged)
+        return staged
 
     def sweep(self, now: datetime, *, older_than_seconds: float = 10.0) -> None:
         """Shred the generations that were replaced at least so long ago."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Literal
 
@@ -67,12 +68,23 @@ class HttpAddress:
     port: int
 
 
+class TrialMode(Enum):
+    """Whether the plugin tries a new set's PIN before the set is published."""
+
+    OFF = "off"
+    AUTO = "auto"
+    """A set that could not be tried is published."""
+    REQUIRED = "required"
+    """A set that could not be tried waits, unless none is in place."""
+
+
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """The plugin that is told of each new set, and how long its answer is awaited."""
+    """The plugin that is asked about each new set and told of it, and how long it may take."""
 
     socket: Path
     timeout_seconds: float
+    trial: TrialMode
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,9 +49,12 @@ class Status:
             state=State.READY,
             published=published,
             last_success=now,
-            acknowledged=self.acknowledged,
+            acknowledged=self.acknowledged if self._is_in_place(published) else None,
             expiries=expiries,
         )
+
+    def _is_in_place(self, published: Published) -> bool:
+        return self.published is not None and self.published.generation == published.generation
 
     def failed(self, error: DeliveryError, in_place: Published | None) -> "Status":
         """Return the status after an attempt failed with this set, or none, in place."""

@@ -1,15 +1,7 @@
 """What probes ask, and what they are told."""
 
 import http.client
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 
-import grpc
-
-from istio_hsm_proto import control_v1_pb2 as control
-from istio_hsm_proto import control_v1_pb2_grpc as control_grpc
 from tests.integration.vault_client.conftest import Mesh
 from tests.support.vault_client import run_client
 
@@ -82,54 +74,3 @@ def test_an_address_in_use_is_a_mistake_in_the_settings(mesh: Mesh) -> None:
         done = run_client(second)
     assert done.returncode == 78
     assert "cannot be listened on" in done.stderr
-
-
-@contextmanager
-def plugin_that(
-    socket: Path, answer: Callable[[str, grpc.ServicerContext], None]
-) -> Iterator[list[str]]:
-    """A stand-in for the plugin's ControlService; yields the generations it was told of."""
-    told: list[str] = []
-
-    class Control(control_grpc.ControlServiceServicer):
-        def ReloadCredentials(  # noqa: N802 - gRPC's name
-            self, request: control.ReloadCredentialsRequest, context: grpc.ServicerContext
-        ) -> control.ReloadCredentialsResponse:
-            told.append(request.generation)
-            answer(request.generation, context)
-            return control.ReloadCredentialsResponse(generation=request.generation)
-
-    server = grpc.server(ThreadPoolExecutor(2))
-    control_grpc.add_ControlServiceServicer_to_server(Control(), server)
-    server.add_insecure_port(f"unix:{socket}")
-    server.start()
-    try:
-        yield told
-    finally:
-        server.stop(None).wait()
-
-
-def test_a_plugin_that_accepts_the_set_is_waited_for_and_its_word_shown(mesh: Mesh) -> None:
-    socket = mesh.folder / "plugin.sock"
-    with (
-        plugin_that(socket, lambda _generation, _context: None) as told,
-        mesh.client(HSM_PLUGIN_SOCKET=str(socket), HSM_PLUGIN_TIMEOUT="30s") as client,
-    ):
-        generation = str(client.wait_event("set.published")["generation"])
-        client.wait_status(state="ready", acknowledged=True)
-        assert told == [generation]
-
-
-def test_a_plugin_that_refuses_the_set_is_told_from_one_that_is_silent(mesh: Mesh) -> None:
-    socket = mesh.folder / "plugin.sock"
-
-    def refuse(_generation: str, context: grpc.ServicerContext) -> None:
-        context.abort(grpc.StatusCode.FAILED_PRECONDITION, "wrong PIN")
-
-    with mesh.client(HSM_PLUGIN_SOCKET=str(socket), HSM_PLUGIN_TIMEOUT="100ms") as client:
-        client.wait_event("consumer.silent")
-        with plugin_that(socket, refuse):
-            client.wait_event(
-                "consumer.answered", accepted=False, reason="FAILED_PRECONDITION: wrong PIN"
-            )
-            client.wait_status(state="ready", acknowledged=False)

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vault_client.answers import Answer, grant_of, retry_after
@@ -34,6 +34,7 @@ def test_a_token_and_its_life_are_read() -> None:
     assert (grant.token.reveal(), grant.seconds, grant.renewable) == (b"s.x", 3600, True)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the first value, on a busy machine
 @given(st.dictionaries(st.sampled_from(["client_token", "lease_duration"]), json_values))
 def test_an_answer_of_another_shape_is_a_servers_fault(auth: dict[str, object]) -> None:
     auth["client_token"] = None

@@ -16,6 +16,7 @@ from vault_client.settings import (
     HttpAddress,
     KubernetesLogin,
     TokenFileLogin,
+    TrialMode,
 )
 
 GUIDE = {
@@ -189,3 +190,21 @@ def test_an_unknown_way_to_log_falls_back_to_text_at_info() -> None:
     assert (config.form, config.level) == ("text", "INFO")
     config = load_logging({"LOG_FORMAT": "json", "LOG_LEVEL": "debug"})
     assert (config.form, config.level) == ("json", "DEBUG")
+
+
+def test_the_plugin_tries_new_sets_unless_told_otherwise() -> None:
+    assert load(GUIDE).acknowledgement is None
+    plugin = load(GUIDE | {"HSM_PLUGIN_SOCKET": "/run/.sock"}).acknowledgement
+    assert plugin is not None
+    assert plugin.trial is TrialMode.AUTO
+    off = load(GUIDE | {"HSM_PLUGIN_SOCKET": "/run/.sock", "TRIAL_LOGIN": "off"}).acknowledgement
+    assert off is not None
+    assert off.trial is TrialMode.OFF
+
+
+def test_a_trial_without_a_plugin_and_an_endless_wait_for_it_are_mistakes() -> None:
+    assert mistakes(TRIAL_LOGIN="required", HSM_PLUGIN_TIMEOUT="31s") == [
+        "HSM_PLUGIN_TIMEOUT is more than 30s",
+        "TRIAL_LOGIN is required, and HSM_PLUGIN_SOCKET is not set",
+    ]
+    assert mistakes(TRIAL_LOGIN="maybe") == ["TRIAL_LOGIN is 'maybe'"]

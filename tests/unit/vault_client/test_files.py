@@ -47,6 +47,38 @@ def test_the_layout_is_the_kubelets(publisher: Publisher, root: Path) -> None:
     assert (root / "pin").read_bytes() == b"1111"
 
 
+def test_a_staged_set_is_whole_in_its_folder_and_seen_only_once_it_is_put_in_place(
+    publisher: Publisher, root: Path
+) -> None:
+    first = publisher.publish(ONE, NOW)
+    staged = publisher.stage(TWO, NOW)
+    assert (root / staged.generation / "pin").read_bytes() == b"2222"
+    assert stat.S_IMODE((root / staged.generation / "pin").stat().st_mode) == 0o400
+    assert publisher.current() == first
+    publisher.put_in_place(staged)
+    assert publisher.current() == staged
+    assert (root / "pin").read_bytes() == b"2222"
+
+
+def test_a_staged_set_that_is_discarded_leaves_nothing_behind(
+    publisher: Publisher, root: Path
+) -> None:
+    first = publisher.publish(ONE, NOW)
+    publisher.discard(publisher.stage(TWO, NOW))
+    assert generations(root) == [first.generation]
+    assert (root / "pin").read_bytes() == b"1111"
+
+
+def test_a_staged_set_of_a_killed_process_is_cleared_by_the_next(
+    publisher: Publisher, root: Path
+) -> None:
+    first = publisher.publish(ONE, NOW)
+    publisher.stage(TWO, NOW)
+    publisher.close()
+    publisher.open()
+    assert generations(root) == [first.generation]
+
+
 def test_the_manifest_tells_the_version_and_the_time_and_nothing_of_the_values(
     publisher: Publisher, root: Path
 ) -> None:
