@@ -4,7 +4,7 @@
 
 PY := .venv/bin/python
 DEMO_PACKAGES := softhsm2 openssl
-TEST_PACKAGES := $(DEMO_PACKAGES) gcc libc6-dev buildah mmdebstrap
+TEST_PACKAGES := $(DEMO_PACKAGES) gcc libc6-dev buildah mmdebstrap faketime
 BENCH_PACKAGES := $(DEMO_PACKAGES) gcc libc6-dev nghttp2-client nghttp2-server haproxy
 
 help: ## show the targets

@@ -163,7 +163,13 @@ class Agent:
         now = datetime.now(UTC)
         values = secret.values
         try:
-            verified = verify(values, secret.version, self._rules.names, now)
+            verified = verify(
+                values,
+                secret.version,
+                self._rules.names,
+                now,
+                clock_ahead=self._session.clock_ahead,
+            )
             current = self._publisher.current()
             fresh = current is None or not self._publisher.holds(verified.delivered)
             if fresh or current is None:

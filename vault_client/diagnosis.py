@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 
-_CLOCK_TOLERANCE = timedelta(seconds=30)
+CLOCK_TOLERANCE = timedelta(seconds=30)
+"""Clocks that differ by no more are taken for equal."""
+
+MEND_CLOCK = "correct the clock that is wrong: `chronyc tracking` on the node and on Vault's host"
 _SYSTEM_PATHS = ("sys/", "auth/", "cubbyhole/", "identity/")
 _SUBJECT = "system:serviceaccount:"
 
@@ -183,6 +186,12 @@ def covers(granted: str, path: str) -> bool:
     )
 
 
+def side_of(clock_ahead: timedelta) -> str:
+    """Return on which side of ours another clock is, and how far."""
+    seconds = clock_ahead.total_seconds()
+    return f"{abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} ours"
+
+
 def _segment(pattern: str, segment: str) -> bool:
     return pattern in ("+", segment)
 
@@ -190,27 +199,24 @@ def _segment(pattern: str, segment: str) -> bool:
 def _timing(facts: LoginFacts, claims: Claims) -> Diagnosis | None:
     """Return what is wrong with the token's times, by the server's clock and by ours."""
     theirs = facts.now + facts.clock_ahead
-    early = claims.not_before is not None and theirs < claims.not_before - _CLOCK_TOLERANCE
+    early = claims.not_before is not None and theirs < claims.not_before - CLOCK_TOLERANCE
     late = claims.expires is not None and claims.expires <= theirs
     if not early and not late:
         return None
-    mend = "correct the clock that is wrong: `chronyc tracking` on the node and on Vault's host"
-    seconds = facts.clock_ahead.total_seconds()
-    if abs(seconds) > _CLOCK_TOLERANCE.total_seconds():
-        side = f"{abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} ours"
+    if abs(facts.clock_ahead) > CLOCK_TOLERANCE:
         looks = "expired" if late else "not yet valid"
         return Diagnosis(
             Reason.CLOCK,
-            f"the login is refused because Vault's clock is {side}, "
-            f"so our token looks {looks} to it",
-            mend,
+            f"the login is refused because Vault's clock is "
+            f"{side_of(facts.clock_ahead)}, so our token looks {looks} to it",
+            MEND_CLOCK,
         )
     if early:
         return Diagnosis(
             Reason.CLOCK,
             f"the login is refused because our token is not valid before {claims.not_before}: "
             "the clock of its issuer is ahead",
-            mend,
+            MEND_CLOCK,
         )
     return Diagnosis(
         Reason.EXPIRED,

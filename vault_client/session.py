@@ -6,9 +6,11 @@ Synchronous: one thread at a time runs it.
 import random
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
 from vault_client.answers import Grant
 from vault_client.credentials import read_login
+from vault_client.diagnosis import CLOCK_TOLERANCE, MEND_CLOCK, side_of
 from vault_client.doctor import explain_login, explain_read
 from vault_client.errors import (
     DeliveryError,
@@ -69,6 +71,12 @@ class VaultSession:
                 raise
             return self._fetch()
 
+    @property
+    def clock_ahead(self) -> timedelta:
+        """How far Vault's clock is ahead of ours, as far as is known."""
+        seconds = self._vault.clock_ahead_seconds if self._vault else None
+        return timedelta(seconds=seconds or 0.0)
+
     def refresh_in(self) -> float:
         """Return the seconds until the token wants a renewal or a login."""
         return max(0.0, self._refresh_at - time.monotonic())
@@ -83,6 +91,7 @@ class VaultSession:
     def _fetch(self) -> KvSecret:
         vault = self._connected()
         token = self._authenticated(vault)
+        self._compare_clocks()
         try:
             return self._read(vault, token)
         except ForbiddenError:
@@ -91,6 +100,16 @@ class VaultSession:
         self._log.warning("token.lost", reason="it expired or was revoked on the server")
         self._forget()
         return self._read(vault, self._authenticated(vault))
+
+    def _compare_clocks(self) -> None:
+        if abs(self.clock_ahead) > CLOCK_TOLERANCE:
+            self._log.thinned(
+                "clock.differs",
+                same="clock",
+                every_seconds=_REPEAT_WARNING_SECONDS,
+                vault=side_of(self.clock_ahead),
+                hint=MEND_CLOCK,
+            )
 
     def _read(self, vault: Vault, token: Secret) -> KvSecret:
         if self._mount is None:

@@ -18,6 +18,7 @@ import requests
 from hvac.adapters import RawAdapter
 
 from vault_client.answers import Answer, Grant, grant_of, mapping, number, retry_after
+from vault_client.diagnosis import MEND_CLOCK, Reason
 from vault_client.errors import (
     DeadlineError,
     DeliveryError,
@@ -47,6 +48,10 @@ class _Adapter(Protocol):
     ) -> requests.Response: ...
 
     def close(self) -> None: ...
+
+
+_UNTIMELY = {9: Reason.CLOCK, 10: Reason.EXPIRED}
+"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED, as OpenSSL numbers them."""
 
 
 class Vault:
@@ -247,11 +252,18 @@ class Vault:
 
     def _distrusted(self, error: BaseException) -> TlsError:
         found = next((e for e in _chain(error) if isinstance(e, SSLCertVerificationError)), None)
-        reason = found.verify_message if found else "the TLS handshake failed"
+        said = found.verify_message if found else "the TLS handshake failed"
+        reason = _UNTIMELY.get(found.verify_code) if found else None
+        if reason is not None:
+            return TlsError(
+                f"{self._address} could not prove who it is: {said}, "
+                f"and it is {datetime.now(UTC).isoformat(timespec='seconds')} here",
+                hint=f"if that time is wrong, {MEND_CLOCK}; if it is right, renew the certificate",
+                reason=reason.value,
+            )
         return TlsError(
-            f"{self._address} could not prove who it is: {reason}",
-            hint="give the CA that issued its certificate in VAULT_CACERT or VAULT_AUTH_CERT_CM; "
-            "if the certificate is said to be expired or not yet valid, compare the clocks",
+            f"{self._address} could not prove who it is: {said}",
+            hint="give the CA that issued its certificate in VAULT_CACERT or VAULT_AUTH_CERT_CM",
         )
 
 

@@ -1,12 +1,12 @@
 """Whether the parts of a secret can work together; asked before they are published. Pure.
 
 What is judged: PEM shape, key matches certificate, validity now, PIN shape. Whether the HSM
-accepts the PIN is its own business: a trial here could lock a token.
+accepts the PIN is for the plugin to try (vault_client.trial), which remembers what was refused.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import (
@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from vault_client.delivery import FileNames, SecretSet
+from vault_client.diagnosis import CLOCK_TOLERANCE, MEND_CLOCK, Reason, side_of
 from vault_client.errors import InvalidSetError
 from vault_client.secret import Secret
 
@@ -32,17 +33,24 @@ class Verified:
 
 
 def verify(
-    values: Mapping[str, Secret | None], version: int | None, names: FileNames, now: datetime
+    values: Mapping[str, Secret | None],
+    version: int | None,
+    names: FileNames,
+    now: datetime,
+    *,
+    clock_ahead: timedelta = timedelta(0),
 ) -> Verified:
     """Return the set that the values of a KV secret make.
 
-    InvalidSetError names every fault, and no value.
+    InvalidSetError names every fault, and no value. `clock_ahead`: of Vault's clock before ours.
     """
     by_key = names.by_key()
     faults = [_absence(key, values) for key in by_key if values.get(key) is None]
     present = {key: value for key in by_key if (value := values.get(key)) is not None}
     expiries: dict[str, datetime] = {}
     certificates: dict[str, x509.Certificate] = {}
+    untimely: list[str] = []
+    """Faults that Vault's clock does not see."""
     for key in (_CLIENT_CERT, _SERVER_CERT):
         if key not in present:
             continue
@@ -53,12 +61,22 @@ def verify(
             continue
         certificates[key] = chain[0]
         expiries[by_key[key]] = min(certificate.not_valid_after_utc for certificate in chain)
-        faults += _validity(key, chain[0], now)
+        wrong = _validity(key, chain[0], now)
+        faults += wrong
+        if abs(clock_ahead) > CLOCK_TOLERANCE and not _validity(key, chain[0], now + clock_ahead):
+            untimely += wrong
     if _CLIENT_KEY in present:
         faults += _key_faults(present[_CLIENT_KEY], certificates.get(_CLIENT_CERT))
     if _PIN in present:
         present[_PIN] = _without_newline(present[_PIN])
         faults += _pin_faults(present[_PIN])
+    if faults and faults == untimely:
+        raise InvalidSetError(
+            f"the secret is not fit to publish by our clock: {'; '.join(faults)}; Vault's clock "
+            f"is {side_of(clock_ahead)}, and by that one it is",
+            hint=MEND_CLOCK,
+            reason=Reason.CLOCK.value,
+        )
     if faults:
         raise InvalidSetError(
             f"the secret is not fit to publish: {'; '.join(faults)}",
@@ -80,7 +98,8 @@ def _validity(key: str, certificate: x509.Certificate, now: datetime) -> list[st
         begins = certificate.not_valid_before_utc.isoformat()
         return [f"{key} is not valid before {begins}, and it is {now.isoformat()} here"]
     if now > certificate.not_valid_after_utc:
-        return [f"{key} expired at {certificate.not_valid_after_utc.isoformat()}"]
+        ended = certificate.not_valid_after_utc.isoformat()
+        return [f"{key} expired at {ended}, and it is {now.isoformat()} here"]
     return []
 
 

@@ -29,13 +29,14 @@ def judged(
     *,
     now: datetime = NOW,
     names: FileNames = NAMES,
+    clock_ahead: timedelta = timedelta(0),
 ) -> Verified:
     """Return the verdict on the good values with some replaced; None is a value of no string."""
     values = {
         key: None if value is None else Secret(value.encode())
         for key, value in {**GOOD, **(more or {})}.items()
     }
-    return verify(values, 7, names, now)
+    return verify(values, 7, names, now, clock_ahead=clock_ahead)
 
 
 def faults(**more: str | None) -> str:
@@ -124,3 +125,25 @@ def test_no_value_breaks_the_judgement(key: str, value: str) -> None:
         judged({key: value})
     except InvalidSetError as error:
         assert str(error)  # noqa: PT017 - either outcome is right, a crash is not
+
+
+@pytest.mark.parametrize("ours", [timedelta(hours=-5), timedelta(days=40)])
+def test_a_set_that_is_valid_by_vaults_clock_only_points_at_the_clocks(ours: timedelta) -> None:
+    with pytest.raises(InvalidSetError, match=f"{abs(ours).total_seconds():.0f} s") as caught:
+        judged(now=NOW + ours, clock_ahead=-ours)
+    assert caught.value.reason == "clock"
+    assert "chronyc" in caught.value.hint
+
+
+@pytest.mark.parametrize("ahead", [timedelta(0), timedelta(seconds=20), timedelta(days=1)])
+def test_a_set_that_no_clock_finds_valid_is_the_sets_own_fault(ahead: timedelta) -> None:
+    with pytest.raises(InvalidSetError, match="expired at") as caught:
+        judged(now=NOW + timedelta(days=40), clock_ahead=ahead)
+    assert caught.value.reason is None
+
+
+def test_another_fault_beside_the_clocks_is_not_hidden() -> None:
+    values = {k: Secret(v.encode()) for k, v in GOOD.items() if k != "PIN"}
+    with pytest.raises(InvalidSetError, match="PIN is missing") as caught:
+        verify(values, 7, NAMES, NOW - timedelta(hours=5), clock_ahead=timedelta(hours=5))
+    assert caught.value.reason is None
