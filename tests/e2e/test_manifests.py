@@ -353,8 +353,20 @@ def test_secrets_stay_in_bounded_memory_and_only_the_vault_client_has_vaults_tok
                 users = mounted.setdefault(mount["name"], {})
                 users[container["name"]] = mount.get("readOnly", False)
         assert mounted["vault-token"] == {"vault-client": True}
+        assert mounted["hsm-socket"]["vault-client"] is True
+        assert mounted["hsm-socket"]["hsm-plugin"] is False
         assert mounted["hsm-credential"] == {"vault-client": False, "hsm-plugin": True}
         assert set(mounted["bridge-api-access"]) == {"istiod-ca-bridge"}
+
+
+@pytest.mark.usefixtures("_kustomize")
+def test_the_vault_client_is_told_of_the_socket_that_the_plugin_makes(tmp_path: Path) -> None:
+    for deployment in [only(ca_server(tmp_path), "Deployment"), *sealed_forms(tmp_path).values()]:
+        told = {
+            container["name"]: {entry["name"]: entry.get("value") for entry in container["env"]}
+            for container in deployment["spec"]["template"]["spec"]["initContainers"]
+        }
+        assert told["vault-client"]["HSM_PLUGIN_SOCKET"] == told["hsm-plugin"]["SOCKET"]
 
 
 def test_no_file_names_a_secret_as_an_environment_variable_or_holds_one() -> None:
