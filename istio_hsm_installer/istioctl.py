@@ -104,7 +104,11 @@ def sidecars(options: Options) -> Sequence[Document]:
             "periodSeconds": 2,
             "failureThreshold": 150,
         },
-        "volumeMounts": [credentials, {**token, "readOnly": True}],
+        "volumeMounts": [
+            credentials,
+            {**token, "readOnly": True},
+            {**socket, "readOnly": True},
+        ],
     }
     hsm_plugin = {
         **_sidecar("hsm-plugin", options.images.hsm_plugin, _hsm_plugin_env(options)),
@@ -198,6 +202,7 @@ def _vault_client_env(options: Options) -> Document:
         "VAULT_ROLE": options.vault.role,
         "VAULT_AUTH_JWT_PATH": PROJECTED_JWT_PATH,
         "VAULT_KV_PATH": options.hsm_secret_path,
+        "HSM_PLUGIN_SOCKET": SOCKET,
     }
 
 
