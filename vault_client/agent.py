@@ -170,17 +170,23 @@ class Agent:
                 now,
                 clock_ahead=self._session.clock_ahead,
             )
-            current = self._publisher.current()
-            fresh = current is None or not self._publisher.holds(verified.delivered)
-            if fresh or current is None:
-                current = self._publish(verified.delivered, now, first=current is None)
+            try:
+                current = self._in_place(verified.delivered, now)
+            finally:
+                verified.delivered.wipe()
             self._publisher.sweep(now)
-            verified.delivered.wipe()
         finally:
             for value in values.values():
                 if value is not None:
                     value.wipe()
         return self.status.delivered(current, verified.expiries, now)
+
+    def _in_place(self, delivered: SecretSet, now: datetime) -> Published:
+        """Return the generation that holds this set, a new one if need be."""
+        current = self._publisher.current()
+        if current is None or not self._publisher.holds(delivered):
+            return self._publish(delivered, now, first=current is None)
+        return current
 
     def _publish(self, delivered: SecretSet, now: datetime, *, first: bool) -> Published:
         """Put the set in place, after its trial."""
@@ -268,6 +274,8 @@ class Agent:
             self._metrics.observe(self.status)
 
     async def _farewell(self, call: Callable[[], None]) -> None:
+        if self._consumer is not None:
+            self._consumer.abandon()  # else its call would hold up the revocation
         try:
             await self._worker.run(call, _LONGEST_FAREWELL_SECONDS)
         except TimeoutError:

@@ -11,6 +11,7 @@ import grpc
 from istio_hsm_proto import control_v1_pb2 as control
 from istio_hsm_proto import control_v1_pb2_grpc as control_grpc
 from tests.integration.vault_client.conftest import Mesh
+from tests.integration.vault_client.test_token_life import tokens
 from tests.support.vault_client import run_client
 
 Trial = control.TrialCredentialsResponse
@@ -151,3 +152,26 @@ def test_an_init_container_does_not_wait_for_a_plugin_that_starts_after_it(mesh:
     done = run_client(settings, "--once")
     assert done.returncode == 0, done.stderr
     assert "consumer.silent" in done.stderr
+
+
+def test_a_sigterm_while_the_plugin_is_awaited_still_revokes_the_token(mesh: Mesh) -> None:
+    socket = mesh.folder / "plugin.sock"
+    with mesh.client(HSM_PLUGIN_SOCKET=str(socket), HSM_PLUGIN_TIMEOUT="30s") as client:
+        client.wait_status(state="ready", acknowledged=None)
+        assert client.terminate() == 0
+        assert client.count("token.revoked") == 1
+        assert tokens(mesh) == []
+
+
+def test_a_sigterm_during_a_trial_publishes_nothing_untried(mesh: Mesh) -> None:
+    socket = mesh.folder / "plugin.sock"
+    with mesh.client(HSM_PLUGIN_SOCKET=str(socket), HSM_PLUGIN_TIMEOUT="30s") as client:
+        client.wait_status(state="ready", kv_version=1)
+        assert client.terminate() == 0
+    mesh.put(mesh.values | {"PIN": "another-one"})
+    with mesh.client(HSM_PLUGIN_SOCKET=str(socket), HSM_PLUGIN_TIMEOUT="30s") as client:
+        client.wait(lambda: len(list(mesh.output.glob("..2*"))) == 2, "a set that is staged")
+        assert client.terminate() == 0
+        assert client.count("set.published") == 0
+        assert client.file("pin") == mesh.values["PIN"]
+        assert len(list(mesh.output.glob("..2*"))) == 1

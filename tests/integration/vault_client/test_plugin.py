@@ -11,7 +11,7 @@ from tests.support.plugin import Plugin
 from tests.support.softhsm import SoftHsm, make_token
 from tests.support.token_view import viewed
 
-FIRST, SECOND, WRONG = "271828", "314159", "000000"
+FIRST, SECOND, WRONG = "271828", "314159", "wrong-pin-canary"
 
 
 @pytest.fixture

@@ -27,6 +27,9 @@ class Scripted:
     def reload(self, generation: str) -> Answer:
         raise AssertionError(generation)
 
+    def abandon(self) -> None:
+        """Nothing runs here."""
+
     def try_out(self, generation: str, *, patient: bool) -> Answer:
         self.asked.append((generation, patient))
         return self.answer
