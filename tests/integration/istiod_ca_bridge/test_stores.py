@@ -3,8 +3,6 @@
 import asyncio
 import base64
 import os
-import secrets
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,29 +15,9 @@ from istiod_ca_bridge.kube_client import connect
 from istiod_ca_bridge.store import SecretStore
 from tests.integration.istiod_ca_bridge import harness
 from tests.integration.istiod_ca_bridge.conftest import Mesh
-from tests.support import kube_binaries
 from tests.support.kube import KubeCluster
 
 VALUES = {"kek-id": b"kek", "encrypted-dek": bytes(range(256)), "csr-id": b"cluster.local"}
-
-
-@pytest.fixture(scope="module")
-def kube() -> Iterator[KubeCluster]:
-    try:
-        binaries = kube_binaries.resolve()
-    except kube_binaries.MissingProgramError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
-    with KubeCluster(binaries) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def namespace(kube: KubeCluster) -> str:
-    name = f"test-{secrets.token_hex(4)}"
-    kube.create_namespace(name)
-    return name
 
 
 @pytest.fixture(params=["directory", "kubernetes"])

@@ -1,4 +1,4 @@
-"""One real Kubernetes API for all end-to-end tests of a run."""
+"""One real Kubernetes API for all tests of a run that want one."""
 
 import os
 import secrets
