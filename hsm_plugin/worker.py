@@ -6,17 +6,14 @@ the server closes that socket or ends itself, and may be killed at any moment.
 
 import argparse
 import contextlib
-import ctypes
 import os
-import resource
-import signal
 import socket
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from hsm_plugin import deadline, wire
+from hsm_plugin import child_process, deadline, wire
 from hsm_plugin.errors import HsmPluginError
 from hsm_plugin.pin_file import read_pin
 from hsm_plugin.pin_guard import PinGuard
@@ -24,17 +21,15 @@ from hsm_plugin.pkcs11_store import Pkcs11Store
 from hsm_plugin.recovery import Action
 from hsm_plugin.worker_operations import TokenStore, perform
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_DUMPABLE = 4
 _CLOSE_SECONDS = 2.0
 
 
 def main(arguments: Sequence[str]) -> None:
     """Serve requests until the socket is closed; the process ends here."""
     options = _parser().parse_args(arguments)
-    _bind_to_parent(options.parent)
-    _keep_memory_private()
-    _leave_signals_to_parent()
+    child_process.bind_to_parent(options.parent)
+    child_process.keep_memory_private()
+    child_process.leave_signals_to_parent()
     connection = socket.socket(fileno=options.socket)
     connection.set_inheritable(False)
     try:
@@ -122,30 +117,6 @@ def _close(store: TokenStore) -> None:
     closing = threading.Thread(target=store.close, daemon=True)
     closing.start()
     closing.join(_CLOSE_SECONDS)
-
-
-def _bind_to_parent(parent: int) -> None:
-    """Have the kernel kill this process when the server ends, however it ends."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
-
-
-def _keep_memory_private() -> None:
-    """Leave no core dump and no /proc/<pid>/mem of a process that has held the PIN."""
-    _prctl(_PR_SET_DUMPABLE, 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _leave_signals_to_parent() -> None:
-    """Outlive the SIGINT or SIGTERM of a whole process group: the server drains, then closes."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _prctl(option: int, value: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), f"prctl({option})")
 
 
 if __name__ == "__main__":
