@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsm_plugin import worker
+from hsm_plugin.admission import Lane
 from hsm_plugin.envelope import protected_header
 from hsm_plugin.keys import KeyAlgorithm, Sealed, SignatureAlgorithm, TokenIdentity
 from hsm_plugin.pin_guard import PinGuard
@@ -107,7 +108,7 @@ def _on_threads(store: Pkcs11Store, pool: ThreadPoolExecutor, sealed: Sealed) ->
 
 
 def _in_worker(client: TokenClient, null: TokenClient, sealed: Sealed) -> dict[str, Call]:
-    token, empty = client.bound(b"", time.monotonic() + 3600), null.bound(b"", 1e12)
+    token, empty = client.bound(Lane(b""), time.monotonic() + 3600), null.bound(Lane(b""), 1e12)
     p256, rsa = SignatureAlgorithm.ECDSA_SHA256, SignatureAlgorithm.RSA_PKCS1_SHA256
     return {
         "empty": lambda: empty.sign(_P256, p256, _DIGEST),

@@ -1,16 +1,27 @@
-"""Who may ask the token next: a bounded queue, fair between lanes.
+"""Who may ask the token next: a bounded queue, fair between clients and between their lanes.
 
-A lane is what one client's calls have in common. While there is room every call goes at once.
-Beyond that the lanes take turns, each call in its lane's order, so that a flood in one lane
-delays the others by one call each. When the queue is full, the longest lane gives way.
+While there is room every call goes at once. Beyond that the clients take turns, and the lanes of
+one client take turns at its turns, each call in its lane's order: a flood delays the others by
+one call each. When the queue is full, the client with most calls in it gives way.
 """
 
 import asyncio
 from collections import deque
+from typing import NamedTuple
 
 from hsm_plugin.errors import ExpiredError, OverloadedError
 
 _Waiter = asyncio.Future[None]
+_Lanes = dict[bytes, deque[_Waiter]]
+
+
+class Lane(NamedTuple):
+    """What calls have in common that wait for each other."""
+
+    key: bytes
+    """The key that they name, or what they are about."""
+    client: str = ""
+    """Who sent them; empty when that is not known."""
 
 
 class Admission:
@@ -21,7 +32,7 @@ class Admission:
         self._queue_limit = queue_limit
         self._running = 0
         self._waiting = 0
-        self._lanes: dict[bytes, deque[_Waiter]] = {}
+        self._clients: dict[str, _Lanes] = {}
 
     @property
     def running(self) -> int:
@@ -33,7 +44,7 @@ class Admission:
         """Calls in the queue now."""
         return self._waiting
 
-    async def enter(self, lane: bytes, deadline: float) -> None:
+    async def enter(self, lane: Lane, deadline: float) -> None:
         """Return when it is this call's turn; `leave` must follow.
 
         `deadline`: on the event loop's clock. ExpiredError when it passes first,
@@ -67,44 +78,67 @@ class Admission:
 
     def _admit(self) -> None:
         while self._waiting and self._running < self.running_limit:
-            lane, waiters = next(iter(self._lanes.items()))
+            client, lanes = next(iter(self._clients.items()))
+            key, waiters = next(iter(lanes.items()))
             waiter = waiters.popleft()
-            del self._lanes[lane]
+            del lanes[key], self._clients[client]
             if waiters:
-                self._lanes[lane] = waiters  # to the end of the round
+                lanes[key] = waiters  # to the end of the client's round
+            if lanes:
+                self._clients[client] = lanes  # to the end of the round
             self._waiting -= 1
             if not waiter.done():
                 self._running += 1
                 waiter.set_result(None)
 
-    def _queue(self, lane: bytes) -> _Waiter:
+    def _queue(self, lane: Lane) -> _Waiter:
         if self._waiting >= self._queue_limit:
             self._make_room(lane)
         waiter: _Waiter = asyncio.get_running_loop().create_future()
-        self._lanes.setdefault(lane, deque()).append(waiter)
+        self._clients.setdefault(lane.client, {}).setdefault(lane.key, deque()).append(waiter)
         self._waiting += 1
         return waiter
 
-    def _make_room(self, lane: bytes) -> None:
-        """Drop the last call of the longest lane; OverloadedError when that is our own."""
+    def _make_room(self, lane: Lane) -> None:
+        """Drop the last call of who has most of them; OverloadedError when that is our own."""
         error = OverloadedError(
             f"{self._waiting} calls wait for the token already",
             hint="try again with backoff, or give the plugin more sessions",
         )
-        longest = max(self._lanes, key=lambda name: len(self._lanes[name]))
-        ours = len(self._lanes.get(lane, ()))
-        if len(self._lanes[longest]) <= ours + 1:
+        longest = self._longest(lane)
+        if longest is None:
             raise error
-        last = self._lanes[longest][-1]
+        last = self._clients[longest.client][longest.key][-1]
         self._forget(longest, last)
         if not last.done():
             last.set_exception(error)
 
-    def _forget(self, lane: bytes, waiter: _Waiter) -> None:
-        waiters = self._lanes.get(lane)
+    def _longest(self, lane: Lane) -> Lane | None:
+        """Return the lane that has more than its share while this one has less."""
+        client = max(self._clients, key=lambda name: _waiting(self._clients[name]))
+        ours = self._clients.get(lane.client, {})
+        if _waiting(self._clients[client]) > _waiting(ours) + 1:
+            lanes = self._clients[client]
+            return Lane(max(lanes, key=lambda key: len(lanes[key])), client)
+        if not ours:
+            return None
+        key = max(ours, key=lambda name: len(ours[name]))
+        if len(ours[key]) <= len(ours.get(lane.key, ())) + 1:
+            return None
+        return Lane(key, lane.client)
+
+    def _forget(self, lane: Lane, waiter: _Waiter) -> None:
+        lanes = self._clients.get(lane.client, {})
+        waiters = lanes.get(lane.key)
         if waiters is None or waiter not in waiters:
             return
         waiters.remove(waiter)
         self._waiting -= 1
         if not waiters:
-            del self._lanes[lane]
+            del lanes[lane.key]
+        if not lanes:
+            del self._clients[lane.client]
+
+
+def _waiting(lanes: _Lanes) -> int:
+    return sum(len(waiters) for waiters in lanes.values())

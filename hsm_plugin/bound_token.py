@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from hsm_plugin import worker_codec
+from hsm_plugin.admission import Lane
 from hsm_plugin.keys import (
     KeyAlgorithm,
     ListedKey,
@@ -16,7 +17,7 @@ from hsm_plugin.keys import (
 from hsm_plugin.signing_pace import SigningPace
 from hsm_plugin.wire import Operation
 
-Ask = Callable[[Operation, Sequence[bytes], bytes, float], Awaitable[list[bytes]]]
+Ask = Callable[[Operation, Sequence[bytes], Lane, float], Awaitable[list[bytes]]]
 """TokenClient.call: operation, fields, lane, deadline -> results."""
 
 
@@ -26,7 +27,7 @@ class BoundToken:
 
     _ask: Ask
     _pace: SigningPace
-    _lane: bytes
+    _lane: Lane
     _deadline: float
 
     async def generate_kek(self, kek_id: bytes) -> bool:

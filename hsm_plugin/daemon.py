@@ -8,6 +8,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 
 from hsm_plugin import server, socket_file
+from hsm_plugin.callers import Callers
 from hsm_plugin.config import MESH_GID, ServeConfig
 from hsm_plugin.connection import Connection, TokenState
 from hsm_plugin.control_service import Control
@@ -58,6 +59,7 @@ async def serve(config: ServeConfig) -> None:
         rsa_keys=RsaKeys(at_once=config.sessions, queue_limit=config.queue_limit),
         control=Control(config.pin_file, connection.reload, connection.try_pin),
         kubernetes_kek_id=config.kubernetes_kek_id,
+        callers=Callers(),
     )
     grpc_server = server.build(token, apis, health_servicer)
     try:

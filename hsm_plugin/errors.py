@@ -57,6 +57,10 @@ class ExpiredError(HsmPluginError):
     """The caller's deadline passed before the token was touched."""
 
 
+class StrangerError(HsmPluginError):
+    """The call came by a connection that nobody vouches for."""
+
+
 class HsmUnavailableError(HsmPluginError):
     """The token cannot be reached now; it is looked for again in the background.
 

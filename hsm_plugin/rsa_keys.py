@@ -5,9 +5,9 @@ import asyncio
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from hsm_plugin.admission import Admission
+from hsm_plugin.admission import Admission, Lane
 
-_LANE = b""
+_LANE = Lane(b"")
 _MAX_WAIT_SECONDS = 60.0
 
 

@@ -11,6 +11,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from hsm_plugin.admission import Lane
+from hsm_plugin.callers import Callers
 from hsm_plugin.control_service import Control
 from hsm_plugin.errors import BadRequestError, ExpiredError, HsmPluginError
 from hsm_plugin.keys import AsyncKeyStore
@@ -73,13 +75,17 @@ class Apis:
     control: Control
     kubernetes_kek_id: str
     """Empty: Kubernetes' services are not offered."""
+    callers: Callers
 
 
 class Edge(Generic[_Api]):
     """Serves one RPC: gives its API the token, bound to this call, and turns errors to statuses."""
 
-    def __init__(self, token: TokenClient, api: Callable[[AsyncKeyStore], _Api]) -> None:
+    def __init__(
+        self, token: TokenClient, callers: Callers, api: Callable[[AsyncKeyStore], _Api]
+    ) -> None:
         self._token = token
+        self._callers = callers
         self._api = api
 
     async def answer(
@@ -91,17 +97,24 @@ class Edge(Generic[_Api]):
     ) -> _Response:
         """Return the response, or abort with the status of the error.
 
-        `lane`: calls of one lane wait for each other; see hsm_plugin.admission.
+        `lane`: a client's calls of one lane wait for each other; see hsm_plugin.admission.
         """
         left = cast("float | None", context.time_remaining())  # None without a deadline
         seconds = _MAX_SECONDS if left is None else min(left, _MAX_SECONDS)
-        token = self._token.bound(lane, time.monotonic() + seconds)
         try:
+            caller = self._callers.of(context.peer())
             _check_time_left(seconds)
+            token = self._token.bound(Lane(lane, caller.client), time.monotonic() + seconds)
             return await call(self._api(token), request)
         except HsmPluginError as error:
             status = status_of(error)
-            event("rpc.refused", str(error), call=call.__name__, status=status.name)
+            event(
+                "rpc.refused",
+                str(error),
+                call=call.__name__,
+                status=status.name,
+                caller=self._callers.fields_of(context.peer()),
+            )
             await context.abort(status, details_of(error), metadata_of(error))
         except Exception as error:  # noqa: BLE001 - the edge: nothing may end the server
             event(
@@ -391,19 +404,20 @@ def build(
         _KeyManagementServicer(
             Edge(
                 token,
+                apis.callers,
                 lambda store: KeyManagement(store, utc_now, apis.rsa_keys.make, apis.memory),
             )
         ),
         server,
     )
     signing_grpc.add_SigningServiceServicer_to_server(
-        _SigningServicer(Edge(token, Signing)), server
+        _SigningServicer(Edge(token, apis.callers, Signing)), server
     )
     control_grpc.add_ControlServiceServicer_to_server(
-        _ControlServicer(Edge(token, lambda _store: apis.control)), server
+        _ControlServicer(Edge(token, apis.callers, lambda _store: apis.control)), server
     )
     if apis.kubernetes_kek_id:
-        edge = Edge(token, lambda store: KubernetesKms(store, apis.kubernetes_kek_id))
+        edge = Edge(token, apis.callers, lambda store: KubernetesKms(store, apis.kubernetes_kek_id))
         kms_v2_grpc.add_KeyManagementServiceServicer_to_server(_KubernetesV2Servicer(edge), server)
         kms_v1_grpc.add_KeyManagementServiceServicer_to_server(_KubernetesV1Servicer(edge), server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)

@@ -13,6 +13,7 @@ _STATUS: dict[type[errors.HsmPluginError], grpc.StatusCode] = {
     errors.NoTrustedRootError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.PinRefusedError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.StrangerError: grpc.StatusCode.UNAUTHENTICATED,
     errors.UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
 }
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hsm_plugin import worker_codec
-from hsm_plugin.admission import Admission
+from hsm_plugin.admission import Admission, Lane
 from hsm_plugin.bound_token import BoundToken
 from hsm_plugin.breaker import Breaker
 from hsm_plugin.errors import HsmUnavailableError
@@ -268,12 +268,12 @@ class TokenClient:
 
     # -- for the services ----------------------------------------------------------------
 
-    def bound(self, lane: bytes, deadline: float) -> BoundToken:
+    def bound(self, lane: Lane, deadline: float) -> BoundToken:
         """Return the token for one call. `deadline`: on the monotonic clock, in seconds."""
         return BoundToken(self.call, self._pace, lane, deadline)
 
     async def call(
-        self, operation: Operation, fields: Sequence[bytes], lane: bytes, deadline: float
+        self, operation: Operation, fields: Sequence[bytes], lane: Lane, deadline: float
     ) -> list[bytes]:
         """Return the operation's results."""
         if self._recovering:
@@ -288,7 +288,7 @@ class TokenClient:
         return await self._call_once(operation, fields, lane, deadline)
 
     async def _call_once(
-        self, operation: Operation, fields: Sequence[bytes], lane: bytes, deadline: float
+        self, operation: Operation, fields: Sequence[bytes], lane: Lane, deadline: float
     ) -> list[bytes]:
         self._check_breaker()
         alone = operation in _ONE_AT_A_TIME

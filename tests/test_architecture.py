@@ -14,7 +14,7 @@ PACKAGES = ("hsm_plugin", "vault_client", "istiod_ca_bridge", "istio_hsm_install
 SHIPPED = (*PACKAGES, CONTRACTS)
 
 DOMAIN = {
-    "hsm_plugin": {"errors", "keys", "envelope", "trust"},
+    "hsm_plugin": {"errors", "keys", "envelope", "trust", "callers"},
     "vault_client": {"errors", "answers", "delivery", "kv", "lease", "policy", "secret"},
     "istiod_ca_bridge": {
         *(

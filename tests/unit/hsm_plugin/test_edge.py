@@ -7,6 +7,8 @@ from typing import NoReturn
 import grpc
 import pytest
 
+from hsm_plugin.admission import Lane
+from hsm_plugin.callers import Callers, local_address
 from hsm_plugin.errors import BadRequestError, HsmPluginError
 from hsm_plugin.server import Edge
 
@@ -16,11 +18,15 @@ class Aborted(Exception):  # noqa: N818 - what gRPC's own abort raises has no pu
 
 
 class Context:
-    """The two methods of a call's context that the edge uses."""
+    """The methods of a call's context that the edge uses."""
 
-    def __init__(self, remaining: float | None = None) -> None:
+    def __init__(self, remaining: float | None = None, peer: str = "unix:") -> None:
         self._remaining = remaining
+        self._peer = peer
         self.answer: tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]] | None = None
+
+    def peer(self) -> str:
+        return self._peer
 
     def time_remaining(self) -> float | None:
         return self._remaining
@@ -38,14 +44,17 @@ class Context:
 class Token:
     """The one method of the token's client that the edge uses."""
 
-    def bound(self, lane: bytes, deadline: float) -> None:
-        assert lane == b"lane"
+    def __init__(self) -> None:
+        self.lanes: list[Lane] = []
+
+    def bound(self, lane: Lane, deadline: float) -> None:
+        self.lanes.append(lane)
         assert deadline > 0
 
 
 @pytest.fixture
 def edge() -> Edge[None]:
-    return Edge(Token(), lambda _: None)  # type: ignore[arg-type] # the part it uses
+    return Edge(Token(), Callers(), lambda _: None)  # type: ignore[arg-type] # the part it uses
 
 
 def raiser(error: Exception) -> Callable[[str], str]:
@@ -109,3 +118,41 @@ async def test_a_call_with_no_time_left_never_runs(edge: Edge[None]) -> None:
     assert calls == []
     assert context.answer is not None
     assert context.answer[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+TAG = "0123456789abcdef"
+
+
+def peer_of(tag: str) -> str:
+    return "unix-abstract:" + local_address(tag, "n", pid=7, uid=1337, gid=1337).lstrip("\0")
+
+
+async def test_a_call_waits_in_the_lane_of_its_client() -> None:
+    token = Token()
+    edge: Edge[None] = Edge(token, Callers(TAG), lambda _: None)  # type: ignore[arg-type] # as above
+    await answered(edge, Context(peer=peer_of(TAG)), str.upper)
+    assert token.lanes == [Lane(b"lane", "1337/7")]
+
+
+@pytest.mark.parametrize("peer", ["unix:", "unix:/tmp/x", peer_of("f" * 16)])
+async def test_a_call_that_came_past_the_front_is_refused(
+    peer: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    token, context = Token(), Context(peer=peer)
+    edge: Edge[None] = Edge(token, Callers(TAG), lambda _: None)  # type: ignore[arg-type] # as above
+    with pytest.raises(Aborted):
+        await answered(edge, context, str.upper)
+    assert context.answer is not None
+    assert context.answer[0] is grpc.StatusCode.UNAUTHENTICATED
+    assert token.lanes == []
+    assert vars(caplog.records[-1])["caller"] == {"kind": "stranger"}
+
+
+async def test_a_refusal_is_logged_with_its_caller(caplog: pytest.LogCaptureFixture) -> None:
+    edge: Edge[None] = Edge(Token(), Callers(TAG), lambda _: None)  # type: ignore[arg-type] # as above
+    with caplog.at_level(logging.INFO), pytest.raises(Aborted):
+        await answered(
+            edge, Context(peer=peer_of(TAG)), raiser(BadRequestError("cause", hint="do this"))
+        )
+    assert vars(caplog.records[-1])["caller"]["uid"] == 1337
