@@ -17,6 +17,7 @@ from hsm_plugin import config, log
 from hsm_plugin.client import Client, Result
 from hsm_plugin.daemon import serve
 from hsm_plugin.errors import ConfigError, HsmPluginError
+from hsm_plugin.listen_settings import DEFAULT_HOST, DEFAULT_PORT, ListenSettings, listen_settings
 
 _DURATION = re.compile(r"(\d{1,6})(ms|s|m)?")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
@@ -47,8 +48,13 @@ def _serve(options: argparse.Namespace) -> int:
             "--p11-slot is not followed: slot ids change when an HSM joins or leaves",
             hint="name the token's label in P11_TOKEN",
         )
+    if options.ca_id is not None:
+        raise ConfigError(
+            "--ca-id has no meaning for serve: every root that is in the token is trusted",
+            hint="leave it out; `import-ca --ca-id` gives a root its id",
+        )
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold the PIN and keys
-    log.setup(as_json=options.log_format == "json")
+    log.setup(as_json=_log_as_json(options))
     asyncio.run(
         serve(
             config.serve_config(
@@ -62,10 +68,33 @@ def _serve(options: argparse.Namespace) -> int:
                 drain_seconds=options.drain,
                 hang_seconds=options.hang_limit,
                 kubernetes_kek_id=options.kms_kek_id,
+                listen=_listen(options),
+                log_as_json=_log_as_json(options),
+                kek_id=options.kek_id,
+                auto_create=options.auto_create,
             )
         )
     )
     return 0
+
+
+def _log_as_json(options: argparse.Namespace) -> bool:
+    return bool((options.output or options.log_format) == "json")
+
+
+def _listen(options: argparse.Namespace) -> ListenSettings:
+    return listen_settings(
+        disable_socket=options.disable_socket,
+        allow_uids=options.allow_uid,
+        allow_gids=options.allow_gid,
+        enable_server=options.enable_server,
+        host=options.host,
+        port=options.port,
+        tls_ca=options.tls_ca,
+        tls_certificate=options.tls_certificate,
+        tls_key=options.tls_key,
+        tls_allow=options.tls_allow,
+    )
 
 
 def _client(options: argparse.Namespace) -> int:
@@ -188,6 +217,15 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument(
         "--log-format", choices=("text", "json"), default=env.get("LOG_FORMAT", "text")
     )
+    server.add_argument(
+        "--output", choices=("text", "json"), help="the reference's name of --log-format"
+    )
+    server.add_argument("--kek-id", default="", help="a KEK to look for at the start")
+    server.add_argument(
+        "--auto-create", action="store_true", help="make that KEK when it is not there"
+    )
+    server.add_argument("--ca-id", help=argparse.SUPPRESS)
+    _add_ways_in(server, env)
 
     client = argparse.ArgumentParser(add_help=False, parents=[common])
     client.add_argument("--timeout", type=_duration, default=10.0, help="of the call (10s)")
@@ -207,6 +245,37 @@ def _parser() -> argparse.ArgumentParser:
     test = commands.add_parser("test", parents=[client], help="encrypt and decrypt once")
     test.add_argument("--kek-id", required=True, help="an existing KEK")
     return parser
+
+
+def _add_ways_in(server: argparse.ArgumentParser, env: Mapping[str, str]) -> None:
+    server.add_argument(
+        "--disable-socket", action="store_true", help="no Unix socket; for --enable-server"
+    )
+    server.add_argument(
+        "--allow-uid",
+        default=env.get("ALLOW_UIDS", ""),
+        help="uids that may use the socket, such as 1337,0; `any` only logs them (ALLOW_UIDS)",
+    )
+    server.add_argument(
+        "--allow-gid",
+        default=env.get("ALLOW_GIDS", ""),
+        help="groups whose processes may use the socket (ALLOW_GIDS)",
+    )
+    server.add_argument(
+        "--enable-server", action="store_true", help="a TCP port too, for TLS clients"
+    )
+    server.add_argument("--host", default=DEFAULT_HOST, help="of the port (%(default)s)")
+    server.add_argument("--port", type=int, default=DEFAULT_PORT, help="(%(default)s)")
+    server.add_argument("--tls-ca", default="", help="roots of the clients' certificates, PEM")
+    server.add_argument("--tls-certificate", default="", help="the server's chain, PEM")
+    server.add_argument("--tls-key", default="", help="its key, PEM, mode 0400 or 0440")
+    server.add_argument(
+        "--tls-allow",
+        action="append",
+        default=[],
+        help="a client that may use the port: the exact URI or DNS name, or else the common"
+        " name, of its certificate; again, or with commas, for more",
+    )
 
 
 def _duration(text: str) -> float:

@@ -185,7 +185,8 @@ def _from_status(error: grpc.Call, socket: str) -> HsmPluginError:
     if error.code() is grpc.StatusCode.UNAVAILABLE and not hint:
         return HsmUnavailableError(
             f"no plugin answers on {socket}",
-            hint="start `hsm-plugin serve`, or set SOCKET to the socket it logs",
+            hint="start `hsm-plugin serve`, or set SOCKET to the socket it logs; where it has an"
+            " allow-list (--allow-uid), its log tells whom it refused",
         )
     cause = (error.details() or error.code().name).removesuffix(f" ({hint})")
     return HsmPluginError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hsm_plugin.errors import BadRequestError, ConfigError
 from hsm_plugin.keys import checked_id
+from hsm_plugin.listen_settings import ListenSettings
 
 DEFAULT_SOCKET = "/var/run/hsm-socket/.sock"
 MESH_GID = 1337
@@ -34,6 +35,12 @@ class ServeConfig:
     hang_seconds: float
     kubernetes_kek_id: str
     """Empty: Kubernetes' KMS services are off."""
+    listen: ListenSettings
+    log_as_json: bool
+    kek_id: str
+    """A KEK that is looked for at the start; empty: none."""
+    auto_create: bool
+    """That KEK is made when it is not there."""
 
 
 def environment() -> Mapping[str, str]:
@@ -53,6 +60,10 @@ def serve_config(
     drain_seconds: float,
     hang_seconds: float = DEFAULT_HANG_SECONDS,
     kubernetes_kek_id: str = "",
+    listen: ListenSettings | None = None,
+    log_as_json: bool = False,
+    kek_id: str = "",
+    auto_create: bool = False,
 ) -> ServeConfig:
     """Return the settings, or raise one ConfigError that names every fault."""
     faults = [
@@ -67,11 +78,10 @@ def serve_config(
     ]
     if module and not Path(module).is_file():
         faults.append(f"the PKCS#11 module {module} (P11_LIB) does not exist")
+    ways = listen or ListenSettings()
     folder = Path(socket).absolute().parent
-    if socket and not folder.is_dir():
-        faults.append(f"the socket's folder {folder} (SOCKET) does not exist")
-    if len(os.fsencode(Path(socket).absolute())) > _MAX_SOCKET_BYTES:
-        faults.append(f"the socket's path (SOCKET) is longer than {_MAX_SOCKET_BYTES} bytes")
+    if socket:
+        faults += _socket_faults(Path(socket).absolute(), is_used=ways.unix or not state_dir)
     kept = Path(state_dir) if state_dir else folder
     if state_dir and not (kept.is_dir() and os.access(kept, os.W_OK)):
         faults.append(f"the state folder {kept} (HSM_PLUGIN_STATE_DIR) cannot be written")
@@ -81,7 +91,10 @@ def serve_config(
         faults.append("--queue-limit must be 1 to 100000")
     if not 0.5 <= hang_seconds <= 600:  # noqa: PLR2004 - said in the message
         faults.append("--hang-limit must be 500ms to 10m")
-    faults += _kek_faults(kubernetes_kek_id)
+    faults += _kek_faults("--kms-kek-id", kubernetes_kek_id)
+    faults += _kek_faults("--kek-id", kek_id)
+    if auto_create and not kek_id:
+        faults.append("--auto-create needs --kek-id: else each start would make another KEK")
     if faults:
         raise ConfigError("; ".join(faults), hint="see `hsm-plugin serve --help`")
     return ServeConfig(
@@ -95,13 +108,27 @@ def serve_config(
         drain_seconds=drain_seconds,
         hang_seconds=hang_seconds,
         kubernetes_kek_id=kubernetes_kek_id,
+        listen=ways,
+        log_as_json=log_as_json,
+        kek_id=kek_id,
+        auto_create=auto_create,
     )
 
 
-def _kek_faults(kek_id: str) -> list[str]:
+def _socket_faults(path: Path, *, is_used: bool) -> list[str]:
+    """`is_used`: the socket, or its folder for the state, is needed."""
+    faults = []
+    if is_used and not path.parent.is_dir():
+        faults.append(f"the socket's folder {path.parent} (SOCKET) does not exist")
+    if len(os.fsencode(path)) > _MAX_SOCKET_BYTES:
+        faults.append(f"the socket's path (SOCKET) is longer than {_MAX_SOCKET_BYTES} bytes")
+    return faults
+
+
+def _kek_faults(flag: str, kek_id: str) -> list[str]:
     try:
         if kek_id:
             checked_id(os.fsencode(kek_id), "KEK id")
     except BadRequestError as error:
-        return [f"--kms-kek-id: {error}"]
+        return [f"{flag}: {error}"]
     return []

@@ -4,15 +4,14 @@ import asyncio
 import signal
 import time
 
-import grpc
 from grpc_health.v1 import health, health_pb2
 
-from hsm_plugin import server, socket_file
-from hsm_plugin.callers import Callers
-from hsm_plugin.config import MESH_GID, ServeConfig
+from hsm_plugin import listening, server
+from hsm_plugin.admission import Lane
+from hsm_plugin.config import ServeConfig
 from hsm_plugin.connection import Connection, TokenState
 from hsm_plugin.control_service import Control
-from hsm_plugin.errors import ConfigError
+from hsm_plugin.first_kek import FirstKek
 from hsm_plugin.log import event
 from hsm_plugin.rsa_keys import RsaKeys
 from hsm_plugin.server import Apis
@@ -21,6 +20,8 @@ from hsm_plugin.token_memory import TokenMemory
 from hsm_plugin.worker_process import WorkerSettings
 
 _EXPIRY_SECONDS = 5.0
+_START_LANE = Lane(b" start")
+_START_SECONDS = 60.0
 _HEALTH = {
     TokenState.USABLE: health_pb2.HealthCheckResponse.SERVING,
     TokenState.LOST: health_pb2.HealthCheckResponse.NOT_SERVING,
@@ -52,44 +53,58 @@ async def serve(config: ServeConfig) -> None:
     async def on_change(state: TokenState) -> None:
         for name in ("", *server.services(apis)):
             await health_servicer.set(name, _HEALTH[state])
+        if state is TokenState.USABLE:
+            usable.set()
+        else:
+            usable.clear()
 
+    usable = asyncio.Event()
+    front = listening.front_of(config)
     connection = Connection(token, config.pin_file, on_change)
     apis = Apis(
         memory=memory,
         rsa_keys=RsaKeys(at_once=config.sessions, queue_limit=config.queue_limit),
         control=Control(config.pin_file, connection.reload, connection.try_pin),
         kubernetes_kek_id=config.kubernetes_kek_id,
-        callers=Callers(),
+        callers=listening.callers_of(config, front),
     )
     grpc_server = server.build(token, apis, health_servicer)
     try:
         await token.load_module()
-        _listen(grpc_server, config)
+        await on_change(TokenState.LOST)
+        await listening.start(grpc_server, config, front)
     except BaseException:
         await token.close()
         raise
 
-    await on_change(TokenState.LOST)
-    await grpc_server.start()
-    event("server.serving", f"Serving on socket: {config.socket}")
     connected = asyncio.create_task(connection.run())
     stopped = asyncio.create_task(stop.wait())
-    expiry = asyncio.create_task(_expire(memory))
+    aside = [asyncio.create_task(_expire(memory))]
+    if config.kek_id:
+        aside.append(asyncio.create_task(_first_kek(config, token).run(usable)))
     try:
         await asyncio.wait({connected, stopped}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         event("server.draining", "Draining: calls under way end, new ones are refused")
-        for task in (connected, stopped, expiry):
+        for task in (connected, stopped, *aside):
             task.cancel()
         await health_servicer.enter_graceful_shutdown()
         await grpc_server.stop(config.drain_seconds)
-        await asyncio.gather(connected, stopped, expiry, return_exceptions=True)
+        await asyncio.gather(connected, stopped, *aside, return_exceptions=True)
         await token.close()
         memory.clear()
-        config.socket.unlink(missing_ok=True)
+        await listening.close(config, front)
         event("server.stopped", "Stopped")
     if not connected.cancelled():
         connected.result()  # raises what ended the loop
+
+
+def _first_kek(config: ServeConfig, token: TokenClient) -> FirstKek:
+    return FirstKek(
+        config.kek_id,
+        config.auto_create,
+        lambda: token.bound(_START_LANE, time.monotonic() + _START_SECONDS),
+    )
 
 
 async def _expire(memory: TokenMemory) -> None:
@@ -97,21 +112,3 @@ async def _expire(memory: TokenMemory) -> None:
     while True:
         await asyncio.sleep(_EXPIRY_SECONDS)
         memory.expire()
-
-
-def _listen(grpc_server: grpc.aio.Server, config: ServeConfig) -> None:
-    socket_file.claim(config.socket)
-    try:
-        with socket_file.narrow_umask():
-            grpc_server.add_insecure_port(f"unix:{config.socket}")
-    except RuntimeError:
-        raise ConfigError(
-            f"the socket {config.socket} cannot be made",
-            hint="choose a SOCKET in a folder that this process may write",
-        ) from None
-    if not socket_file.share_with_group(config.socket, MESH_GID):
-        event(
-            "socket.group",
-            f"The socket keeps this process's group: it may not be given to {MESH_GID}",
-        )
-    event("server.listening", f"KMS Plugin Listening on : {config.socket}")

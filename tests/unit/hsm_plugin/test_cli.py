@@ -1,6 +1,7 @@
 """The command line refuses what it must not take, in words that help."""
 
 import argparse
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,7 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
     [
         (["--p11-pin", "canary"], "would show the PIN to every process", "P11_PIN_FILE"),
         (["--p11-slot", "0"], "slot ids change", "P11_TOKEN"),
+        (["--ca-id", "canary"], "every root that is in the token is trusted", "import-ca"),
     ],
 )
 def test_a_dangerous_flag_of_the_reference_is_refused_with_the_way_out(
@@ -40,6 +42,25 @@ def test_a_dangerous_flag_of_the_reference_is_refused_with_the_way_out(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["--allow-uid", "root"], "--allow-uid"),
+        (["--disable-socket"], "--enable-server"),
+        (["--enable-server"], "--tls-allow is not set"),
+        (["--auto-create"], "--auto-create needs --kek-id"),
+    ],
+)
+def test_a_way_in_that_cannot_be_is_refused(
+    arguments: list[str], fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "module.so").touch()
+    settings = ["--socket", str(tmp_path / "s"), "--p11-lib", str(tmp_path / "module.so")]
+    settings += ["--p11-label", "mesh", "--p11-pin-file", "/run/pin"]
+    assert run(["serve", *settings, *arguments]) == 2
+    assert fault in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         [],
@@ -52,6 +73,8 @@ def test_a_dangerous_flag_of_the_reference_is_refused_with_the_way_out(
         ["generate-kek", "--output", "yaml"],
         ["serve", "--algorithm", "des"],
         ["serve", "--sessions", "many"],
+        ["serve", "--port", "https"],
+        ["serve", "--output", "yaml"],
     ],
 )
 def test_a_wrong_command_line_exits_2_with_the_usage(

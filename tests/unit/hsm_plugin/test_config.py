@@ -8,6 +8,7 @@ import pytest
 
 from hsm_plugin.config import ServeConfig, serve_config
 from hsm_plugin.errors import ConfigError
+from hsm_plugin.listen_settings import ListenSettings
 
 
 class Settings(TypedDict, total=False):
@@ -20,6 +21,9 @@ class Settings(TypedDict, total=False):
     queue_limit: int
     drain_seconds: float
     kubernetes_kek_id: str
+    kek_id: str
+    auto_create: bool
+    listen: ListenSettings
 
 
 @pytest.fixture
@@ -64,6 +68,14 @@ def test_a_relative_socket_is_made_absolute(folder: Path, monkeypatch: pytest.Mo
     assert made(folder, socket=".sock").socket == folder / ".sock"
 
 
+def test_a_disabled_socket_needs_no_folder_when_there_is_one_for_the_state(folder: Path) -> None:
+    ways = ListenSettings(unix=False)
+    nowhere = "/no/folder/.sock"
+    assert made(folder, socket=nowhere, state_dir=str(folder), listen=ways).state_dir == folder
+    with pytest.raises(ConfigError, match=r"folder /no/folder .SOCKET. does not exist"):
+        made(folder, socket=nowhere, listen=ways)
+
+
 def test_kubernetes_is_served_only_when_a_kek_is_named(folder: Path) -> None:
     assert made(folder).kubernetes_kek_id == ""
     assert made(folder, kubernetes_kek_id="etcd").kubernetes_kek_id == "etcd"
@@ -86,6 +98,8 @@ def test_kubernetes_is_served_only_when_a_kek_is_named(folder: Path) -> None:
         (Settings(sessions=257), "--sessions must be 1 to 256"),
         (Settings(kubernetes_kek_id="two words"), "--kms-kek-id: KEK id is not visible ASCII"),
         (Settings(kubernetes_kek_id="k" * 129), "--kms-kek-id: KEK id has 129 bytes"),
+        (Settings(kek_id="two words"), "--kek-id: KEK id is not visible ASCII"),
+        (Settings(auto_create=True), "--auto-create needs --kek-id"),
         (Settings(queue_limit=0), "--queue-limit must be 1 to 100000"),
         (Settings(queue_limit=100_001), "--queue-limit must be 1 to 100000"),
     ],
