@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import ca, charts, client, plugin, target, vault_client
+from bench import ca, charts, client, plugin, plugin_front, target, vault_client
 
 _OBJECTS = (1, 10, 100, 1_000, 10_000)
 
@@ -29,6 +29,7 @@ _SECTIONS: dict[str, tuple[str, Section]] = {
     "latency": ("a slower HSM, by sessions", plugin.latency),
     "startup": ("from start to serving", plugin.startup),
     "memory": (f"memory over {plugin.MEMORY_CALLS:,} calls", plugin.memory),
+    "front": ("the plugin behind its front, beside one without", plugin_front.cost),
     "ca": ("CreateCertificate by token and by certificate", ca.rates),
     "vault_client": ("from start to files in place", vault_client.run),
 }
