@@ -74,5 +74,9 @@ class HsmUnavailableError(HsmPluginError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class HungCallError(HsmUnavailableError):
+    """The PKCS#11 module did not return from this very call; it is not sent again."""
+
+
 class PinRefusedError(HsmUnavailableError):
     """The token refuses this PIN, or it may not be tried; only a new PIN helps."""

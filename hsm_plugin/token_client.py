@@ -1,9 +1,10 @@
 """The token as the server sees it: an async KeyStore in front of a worker that may be replaced.
 
 A call passes the breaker, waits for its turn, and goes to the worker. When the token turns out
-to need a new initialisation, the call waits for it and is sent once more, if its deadline
-allows: each operation either changes nothing or is idempotent by its id. (A destruction that had
-succeeded unseen is answered with KeyNotFoundError.)
+to need a new initialisation, or the worker ends, the call waits for the next connection and is
+sent once more, if its deadline allows: each operation either changes nothing or is idempotent by
+its id. (A destruction that had succeeded unseen is answered with KeyNotFoundError.) The call
+that hung is not sent again.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from hsm_plugin import worker_codec
 from hsm_plugin.admission import Admission, Lane
 from hsm_plugin.bound_token import BoundToken
 from hsm_plugin.breaker import Breaker
-from hsm_plugin.errors import HsmUnavailableError
+from hsm_plugin.errors import HsmUnavailableError, HungCallError
 from hsm_plugin.keys import TokenIdentity
 from hsm_plugin.signing_pace import SigningPace
 from hsm_plugin.wire import Operation
@@ -281,6 +282,8 @@ class TokenClient:
         connection = self._lost
         try:
             return await self._call_once(operation, fields, lane, deadline)
+        except HungCallError:
+            raise
         except HsmUnavailableError:
             if connection is not self._lost or not self._recovering:
                 raise
@@ -347,10 +350,10 @@ class TokenClient:
         return not self._settled.is_set()
 
     def _on_loss(self, loss: Loss, reason: str) -> None:
-        if loss is Loss.TOKEN and not self.breaker.is_open:
-            self._settled.clear()
-        elif loss is not Loss.TOKEN:
+        if loss is Loss.HSM:
             self._settled.set()
+        elif not self.breaker.is_open:
+            self._settled.clear()
         self.breaker.open(reason, time.monotonic())
         self._forget()
         if self._lost is not None and not self._lost.done():

@@ -19,7 +19,7 @@ from enum import Enum
 from pathlib import Path
 
 from hsm_plugin import wire
-from hsm_plugin.errors import HsmPluginError, HsmUnavailableError
+from hsm_plugin.errors import HsmPluginError, HsmUnavailableError, HungCallError
 from hsm_plugin.wire import Answer, Kind, Operation
 
 _BUFFER_BYTES = 1 << 20
@@ -144,10 +144,10 @@ class WorkerProcess:
         return None
 
     def kill(self, reason: str) -> None:
-        """End the process at once; what is under way fails."""
+        """End the process at once; what is under way fails, what hangs with HungCallError."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGKILL)
-        self._end(reason)
+        self._end(reason, hung_since=time.monotonic())
 
     async def close(self) -> None:
         """Return when the process has ended: by itself if it can, killed if it cannot."""
@@ -216,7 +216,7 @@ class WorkerProcess:
     def _worker_gone(self) -> None:
         self._end("the worker process ended; another one is started")
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, hung_since: float = 0.0) -> None:
         """Close the socket, fail what is under way, and tell of the loss: once."""
         if self._ended is not None:
             return
@@ -228,7 +228,8 @@ class WorkerProcess:
         unanswered = list(self._pending.values())
         self._pending.clear()
         for entry in unanswered:
-            _finish(entry, HsmUnavailableError(reason, hint="try again; a new worker starts"))
+            kind = HungCallError if entry.overdue_at <= hung_since else HsmUnavailableError
+            _finish(entry, kind(reason, hint="try again; a new worker starts"))
         self._on_loss(Loss.WORKER, reason)
 
 

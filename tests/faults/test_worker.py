@@ -10,6 +10,7 @@ import pytest
 
 from istio_hsm_proto import signing_v1_pb2 as pb
 from tests.faults.clients import ARGUMENTS, KEY_ID, make_key, sign, status_of
+from tests.faults.scenarios import HANG_LIMIT_SECONDS
 from tests.support import plugin as plugins
 from tests.support.faults import ON_THE_TOKEN, Ckr, FaultyHsm
 from tests.support.plugin import NOT_SERVING, SERVING, Plugin
@@ -32,6 +33,28 @@ def test_other_calls_go_on_while_one_hangs(plugin: Plugin, hsm: FaultyHsm) -> No
         for _ in range(20):
             assert sign(stub)
         assert status_of(hung.exception()).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_the_call_that_hung_is_not_sent_again_and_the_others_are(
+    plugin: Plugin, hsm: FaultyHsm
+) -> None:
+    request = pb.SignRequest(key_id=KEY_ID, algorithm=pb.ECDSA_SHA256, digest=bytes(32))
+    with plugin.signing() as stub:
+        before = hsm.calls("C_Sign")
+        hsm.hang("C_Sign", times=1)
+        hung = stub.Sign.future(request, timeout=20)
+        plugin.wait_until(lambda: hsm.calls("C_Sign") > before, "the hang")
+        time.sleep(HANG_LIMIT_SECONDS / 2)
+        hsm.delay(round(1.5e6 * HANG_LIMIT_SECONDS), "C_Sign")
+        others = [stub.Sign.future(request, timeout=20) for _ in range(3)]
+        plugin.wait_until(lambda: hsm.calls("C_Sign") > before + 3, "calls beside it")
+        hsm.delay(0, "C_Sign")
+        error = status_of(hung.exception())
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert "hung in the PKCS#11 module" in (error.details() or "")
+        assert all(other.result().signature for other in others)
+    assert hsm.calls("C_Sign") == before + 1 + 3 + 3
+    assert len(plugin.events("worker.ended")) == 1
 
 
 def test_a_killed_worker_is_replaced(plugin: Plugin) -> None:
