@@ -15,6 +15,7 @@ from istio_hsm_installer import (
     cli_check,
     cli_config,
     cli_install,
+    cli_status,
     cli_verify,
     screen,
 )
@@ -33,6 +34,7 @@ app.command(name="apply")(cli_install.apply_command)
 app.command(name="undo")(cli_install.undo_command)
 app.command(name="istioctl")(cli_install.istioctl_command)
 app.command(name="values")(cli_install.values_command)
+app.command(name="status")(cli_status.status_command)
 app.command(name="verify")(cli_verify.verify_command)
 app.command(name="inject")(cli_verify.inject_command)
 app.add_typer(cli_ceremony.app, name="ceremony")

@@ -20,6 +20,8 @@ from istio_hsm_installer.wiring import (
 )
 
 _NAMESPACE = "istio-system"
+"""The ceremony reads no configuration: its machines may have none."""
+
 DEFAULT_SOCKET = Path("/tmp/.hsm-sock")  # noqa: S108 - the guide's path
 
 app = typer.Typer(
@@ -33,13 +35,15 @@ CsrArgument = Annotated[Path, typer.Argument(help="The decrypted CSR, PEM.", sho
 @csr_app.command()
 def fetch(
     out: Annotated[Path, typer.Option(help="Where to write it.")] = Path("encrypted_csr.json"),
-    namespace: NamespaceOption = _NAMESPACE,
+    namespace: NamespaceOption = None,
     context: ContextOption = None,
     kubeconfig: KubeconfigOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Fetch the encrypted CSR from the Secret istio-ca-cert-csr."""
-    content = chain_delivery.encrypted_csr(Target(context, kubeconfig).connect(), namespace)
+    content = chain_delivery.encrypted_csr(
+        Target(context, kubeconfig).connect(), namespace or _NAMESPACE
+    )
     write_file(out, content, mode=0o644)
     screen.show(output, {"encrypted_csr": str(out)})
 
@@ -106,7 +110,7 @@ def submit(
     replace: Annotated[bool, typer.Option("--replace", help="Replace another chain.")] = False,  # noqa: FBT002 - a flag of the command line
     wait: Annotated[int, typer.Option(min=0, help="Seconds to wait for istiod.")] = 120,
     selector: Annotated[str, typer.Option(help="Of the pods to wait for.")] = "app=istiod",
-    namespace: NamespaceOption = _NAMESPACE,
+    namespace: NamespaceOption = None,
     context: ContextOption = None,
     kubeconfig: KubeconfigOption = None,
     output: OutputOption = Output.TEXT,
@@ -120,6 +124,7 @@ def submit(
         delivered = str(secret_dir.write_chain(store_dir, pem))
     else:
         cluster = Target(context, kubeconfig).connect()
+        namespace = namespace or _NAMESPACE
         delivered = chain_delivery.deliver(cluster, namespace, pem, replace=replace)
         if wait:
             chain_delivery.wait_until_ready(

@@ -10,6 +10,7 @@ from istio_hsm_installer.wiring import (
     ConfigOption,
     ContextOption,
     KubeconfigOption,
+    NamespaceOption,
     OutputOption,
     Target,
     load_options,
@@ -18,12 +19,13 @@ from istio_hsm_installer.wiring import (
 
 def check_command(
     config: ConfigOption = DEFAULT_CONFIG,
+    namespace: NamespaceOption = None,
     context: ContextOption = None,
     kubeconfig: KubeconfigOption = None,
     output: OutputOption = Output.TEXT,
 ) -> int:
     """Look for what stands in the way of apply; change nothing. Findings exit with 79."""
-    options = load_options(config)
+    options = load_options(config, namespace)
     seen = preflight.run(options, Target(context, kubeconfig).connect)
     code = EXIT_FINDINGS if seen.findings else EXIT_FINE
     if output is Output.JSON:

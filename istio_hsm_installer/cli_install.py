@@ -17,6 +17,7 @@ from istio_hsm_installer.wiring import (
     ConfigOption,
     ContextOption,
     KubeconfigOption,
+    NamespaceOption,
     OutputOption,
     StateOption,
     Target,
@@ -36,12 +37,13 @@ def plan_command(
     only: OnlyOption = None,
     vault_token_file: VaultTokenOption = None,
     state: StateOption = None,
+    namespace: NamespaceOption = None,
     context: ContextOption = None,
     kubeconfig: KubeconfigOption = None,
     output: OutputOption = Output.TEXT,
 ) -> int:
     """Show what apply would change in Kubernetes, Vault and the HSM; change nothing."""
-    options = load_options(config)
+    options = load_options(config, namespace)
     world = make_world(options, Target(context, kubeconfig), vault_token_file)
     load_state(world, state, config)
     results = engine.plan(plan.steps(options, only or ()), world, _reporter(output))
@@ -56,12 +58,13 @@ def apply_command(
     resume: Annotated[bool, typer.Option("--resume", help="Finish a stopped apply.")] = False,  # noqa: FBT002 - a flag of the command line
     vault_token_file: VaultTokenOption = None,
     state: StateOption = None,
+    namespace: NamespaceOption = None,
     context: ContextOption = None,
     kubeconfig: KubeconfigOption = None,
     output: OutputOption = Output.TEXT,
 ) -> int:
     """Do what plan shows, step by step; done again, it changes nothing."""
-    options = load_options(config)
+    options = load_options(config, namespace)
     world = make_world(options, Target(context, kubeconfig), vault_token_file)
     with only_one(config):
         results = engine.apply(
@@ -83,12 +86,13 @@ def undo_command(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,  # noqa: FBT002 - a flag of the command line
     vault_token_file: VaultTokenOption = None,
     state: StateOption = None,
+    namespace: NamespaceOption = None,
     context: ContextOption = None,
     kubeconfig: KubeconfigOption = None,
     output: OutputOption = Output.TEXT,
 ) -> int:
     """Take away what apply created, last step first; what was there before stays."""
-    options = load_options(config)
+    options = load_options(config, namespace)
     if not yes and not typer.confirm("Take away what apply created?", err=True):
         raise InputError("nothing was undone", hint="answer y, or give --yes")
     world = make_world(options, Target(context, kubeconfig), vault_token_file)

@@ -1,54 +1,78 @@
 """`istio-hsm verify` and `inject`: after the ceremony."""
 
-import base64
-import binascii
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
-from cryptography import x509
 
-from istio_hsm_installer import injection, screen, verification
+from istio_hsm_installer import expiry, injection, live_verification, screen, verification
 from istio_hsm_installer.exits import EXIT_FINDINGS, EXIT_FINE
-from istio_hsm_installer.kube import Cluster
-from istio_hsm_installer.objects import Ref, section
-from istio_hsm_installer.options import Options
+from istio_hsm_installer.installation import Installation
+from istio_hsm_installer.live_verification import Where
+from istio_hsm_installer.programs import Plugin
 from istio_hsm_installer.screen import Output
-from istio_hsm_installer.secret_dir import CHAIN_KEY, CHAIN_SECRET
 from istio_hsm_installer.verification import Point
 from istio_hsm_installer.wiring import (
     DEFAULT_CONFIG,
     ConfigOption,
     ContextOption,
     KubeconfigOption,
+    NamespaceOption,
     OutputOption,
     Target,
     load_options,
 )
 
-_LOG_BYTES = 1 << 16
-"""The marks of a good start are at the beginning."""
+LiveOption = Annotated[
+    bool, typer.Option("--live", help="Connect to the CA and to the HSM plugin, too.")
+]
 
 
 def verify_command(
+    live: LiveOption = False,  # noqa: FBT002 - a flag of the command line
+    address: Annotated[
+        str | None, typer.Option(help="Where the CA serves, host:port; its Service otherwise.")
+    ] = None,
+    server_name: Annotated[
+        str | None, typer.Option(help="The name to expect there; the Service's otherwise.")
+    ] = None,
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(help="host:port of a sidecar, as of `openssl s_client`; repeatable."),
+    ] = None,
     config: ConfigOption = DEFAULT_CONFIG,
+    namespace: NamespaceOption = None,
     context: ContextOption = None,
     kubeconfig: KubeconfigOption = None,
     output: OutputOption = Output.TEXT,
 ) -> int:
     """Judge what runs: pods, plugin's log, chain and expiry, root in namespaces, webhook."""
-    options = load_options(config)
-    points = _points(options, Target(context, kubeconfig).connect())
+    options = load_options(config, namespace)
+    installation = Installation(options, Target(context, kubeconfig).connect())
+    now = datetime.now(UTC)
+    points = [*_points(installation, now)]
+    if live or address or workload:
+        plugin = Plugin(options.hsm.plugin_command, options.hsm.socket)
+        where = Where(address, server_name, workload or ())
+        points += live_verification.points(installation, plugin, where, now)
+    rows = expiry.table(installation, now)
     if output is Output.JSON:
-        screen.as_json({"points": [asdict(point) for point in points]})
+        certificates = [asdict(row) for row in rows]
+        screen.as_json(
+            {"points": [asdict(point) for point in points], "certificates": certificates}
+        )
     else:
         for point in points:
             mark, style = ("=", "green") if point.is_fine else ("!", "bold yellow")
             screen.say(f"{mark} {point.name}: {point.said}", style)
             if point.hint:
                 screen.say(f"    hint: {point.hint}", "cyan")
+        screen.table(
+            ("certificate", "in", "until", "days"),
+            [(row.subject, row.source, row.not_after, str(row.days)) for row in rows],
+        )
     return EXIT_FINE if all(point.is_fine for point in points) else EXIT_FINDINGS
 
 
@@ -76,41 +100,14 @@ def inject_command(
     )
 
 
-def _points(options: Options, cluster: Cluster) -> Sequence[Point]:
-    namespace, revision = options.istio.namespace, options.istio.revision
-    selector = f"app=istiod,istio.io/rev={revision or 'default'}"
-    pods = cluster.list(Ref("Pod", "", namespace), selector)
-    logs = [
-        cluster.log(
-            Ref("Pod", str(section(pod, "metadata").get("name")), namespace),
-            "hsm-plugin",
-            _LOG_BYTES,
-        )
-        for pod in pods
-    ]
-    chain = _chain(cluster, namespace)
-    published = [
-        (
-            str(section(entry, "metadata").get("namespace")),
-            str(section(entry, "data").get("root-cert.pem")),
-        )
-        for entry in cluster.list(Ref("ConfigMap"))
-        if section(entry, "metadata").get("name") == "istio-ca-root-cert"
-    ]
-    hooks = cluster.list(Ref("MutatingWebhookConfiguration", api="admissionregistration.k8s.io/v1"))
+def _points(installation: Installation, now: datetime) -> Sequence[Point]:
+    pods = installation.pods()
+    chain = installation.chain()
+    revision = installation.options.istio.revision
     return [
         *verification.pods(pods),
-        *(verification.plugin_log(text) for text in logs),
-        *verification.chain(chain, datetime.now(UTC)),
-        verification.distributed(chain, published),
-        verification.webhooks(hooks, revision),
+        *(verification.plugin_log(text) for text in installation.plugin_logs(pods)),
+        *verification.chain(chain, now),
+        verification.distributed(chain, installation.published_roots()),
+        verification.webhooks(installation.webhooks(), revision),
     ]
-
-
-def _chain(cluster: Cluster, namespace: str) -> Sequence[x509.Certificate]:
-    data = section(cluster.read(Ref("Secret", CHAIN_SECRET, namespace)), "data")
-    try:
-        pem = base64.b64decode(str(data.get(CHAIN_KEY, "")), validate=True)
-        return x509.load_pem_x509_certificates(pem)
-    except (binascii.Error, ValueError):
-        return []

@@ -34,11 +34,17 @@ class Secret:
 
 def vault_token(token_file: Path | None) -> Secret:
     """Return the operator's token: of the file, of VAULT_TOKEN_FILE's, or asked for."""
+    named = named_vault_token(token_file)
+    if named is None:
+        return ask("Vault token", hint="name a file with --vault-token-file or in VAULT_TOKEN_FILE")
+    return named
+
+
+def named_vault_token(token_file: Path | None) -> Secret | None:
+    """Return the operator's token of the file or of VAULT_TOKEN_FILE's; None without one."""
     named = os.environ.get("VAULT_TOKEN_FILE")
     path = token_file or (Path(named) if named else None)
-    if path is None:
-        return ask("Vault token", hint="name a file with --vault-token-file or in VAULT_TOKEN_FILE")
-    return secret_file(path)
+    return None if path is None else secret_file(path)
 
 
 def secret_file(path: Path) -> Secret:

@@ -1,18 +1,16 @@
-"""YAML in and out; the only user of its driver."""
+"""YAML in and out; the only user of its driver. Pure."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import yaml
 
 from istio_hsm_installer.errors import InputError
-from istio_hsm_installer.files import read_file
 
 
-def read_yaml(path: Path) -> Mapping[str, object]:
-    """Return the one mapping that the file holds; InputError, which quotes no line, otherwise."""
+def from_yaml(content: bytes, path: str) -> Mapping[str, object]:
+    """Return the one mapping of a file's content; InputError, which quotes no line, otherwise."""
     try:
-        document = yaml.safe_load(read_file(path))
+        document = yaml.safe_load(content)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" at line {mark.line + 1}" if mark else ""

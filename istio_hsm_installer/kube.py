@@ -42,9 +42,10 @@ class Cluster:
             None if status == HTTPStatus.NOT_FOUND else self._checked(status, answer, f"read {ref}")
         )
 
-    def list(self, ref: Ref, selector: str = "") -> Sequence[Document]:
-        """Return the objects of a collection."""
-        query = {"labelSelector": selector} if selector else {}
+    def list(self, ref: Ref, selector: str = "", fields: str = "") -> Sequence[Document]:
+        """Return the objects of a collection, by their labels or by fields of theirs."""
+        asked = {"labelSelector": selector, "fieldSelector": fields}
+        query = {name: value for name, value in asked.items() if value}
         status, answer = self._send("GET", ref.path, query)
         return entries(self._checked(status, answer, f"list {ref.plural}"), "items")
 
@@ -112,6 +113,12 @@ class Cluster:
         query = {"container": container, "limitBytes": str(max_bytes)}
         status, text, _ = self._exchange("GET", f"{pod.path}/log", query, None, _JSON)
         return text if status == HTTPStatus.OK else ""
+
+    def last_log(self, pod: Ref, container: str, lines: int, max_bytes: int) -> str | None:
+        """Return the end of a container's log; None while it has none."""
+        query = {"container": container, "tailLines": str(lines), "timestamps": "true"}
+        status, text, _ = self._exchange("GET", f"{pod.path}/log", query, None, _JSON)
+        return text[-max_bytes:] if status == HTTPStatus.OK else None
 
     def date(self) -> str:
         """Return the Date header of an answer, empty when there is none."""

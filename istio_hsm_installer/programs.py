@@ -92,6 +92,12 @@ class Plugin:
         """Return when the token holds the root."""
         self._call("import-ca", "-f", str(root))
 
+    def signing_keys(self) -> Sequence[Mapping[str, object]]:
+        """Return the token's signing keys: id, algorithm, fingerprint; or why one is not used."""
+        listed = self._call("list-keys").get("keys")
+        entries = listed if isinstance(listed, list) else []
+        return [entry for entry in entries if isinstance(entry, dict)]
+
     def decrypt_csr(self, encrypted: Path) -> str:
         """Return the PEM of the CSR in the Secret's data."""
         return str(self._call("decrypt-csr", "-f", str(encrypted)).get("csr", ""))

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 
 from rich.console import Console
@@ -39,6 +39,16 @@ def show(output: Output, result: Mapping[str, str]) -> None:
     for name, value in result.items():
         table.add_row(Text(name.replace("_", " "), style="bold"), Text(value))
     _console().print(table)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write rows below heads; nothing without rows."""
+    if not rows:
+        return
+    made = Table(*heads, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        made.add_row(*map(Text, row))
+    _console().print(made)
 
 
 def as_json(document: object) -> None:

@@ -1,14 +1,16 @@
 """From a command line to the world that steps, checks and ceremonies work on."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from istio_hsm_installer import config, documents, kube, schema
-from istio_hsm_installer.errors import InstallerError
-from istio_hsm_installer.options import Options
+from istio_hsm_installer.errors import InputError, InstallerError
+from istio_hsm_installer.files import read_file
+from istio_hsm_installer.options import DNS_LABEL, Options
 from istio_hsm_installer.programs import Plugin
 from istio_hsm_installer.screen import Output
 from istio_hsm_installer.state import State
@@ -24,7 +26,10 @@ OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to wri
 ContextOption = Annotated[str | None, typer.Option(help="The kubeconfig's context.")]
 KubeconfigOption = Annotated[Path | None, typer.Option(help="The kubeconfig file.")]
 NamespaceOption = Annotated[
-    str, typer.Option("--namespace", "-n", help="The control plane's namespace.")
+    str | None,
+    typer.Option(
+        "--namespace", "-n", help="The control plane's namespace; else the configuration's."
+    ),
 ]
 VaultTokenOption = Annotated[
     Path | None,
@@ -59,9 +64,14 @@ class Target:
         return kube.connect(self.kubeconfig, self.context)
 
 
-def load_options(path: Path) -> Options:
-    """Return the options of a configuration file."""
-    return schema.parse(documents.read_yaml(path), path.absolute().parent)
+def load_options(path: Path, namespace: str | None = None) -> Options:
+    """Return the options of a configuration file; a namespace given beside it counts more."""
+    options = schema.parse(documents.from_yaml(read_file(path), str(path)), path.absolute().parent)
+    if namespace is None:
+        return options
+    if not re.fullmatch(DNS_LABEL, namespace):
+        raise InputError(f"{namespace!r} is no namespace", hint="correct --namespace")
+    return replace(options, istio=replace(options.istio, namespace=namespace))
 
 
 def make_world(options: Options, target: Target, token_file: Path | None) -> World:

@@ -30,7 +30,10 @@ DOMAIN = {
             "store",
         ),
     },
-    "istio_hsm_installer": {"errors", "durations"},
+    "istio_hsm_installer": {
+        *("errors", "durations", "documents", "objects", "differences"),
+        *("verification", "custody", "status"),
+    },
 }
 """Modules that do no I/O and read no clock, file or environment; what they need is passed in."""
 

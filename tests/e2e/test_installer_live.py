@@ -1,0 +1,201 @@
+"""verify --live and status beside a bridge that serves with a key in a real token."""
+
+import base64
+import json
+import secrets
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from kubernetes import client
+
+from tests.e2e.live_site import LiveSite
+from tests.integration.istiod_ca_bridge import cluster_harness
+from tests.support import pki
+from tests.support.kube import KubeCluster
+
+SETTINGS = {"ISTIO_REVISIONS": "stable"}
+
+
+@pytest.fixture(scope="module")
+def live(kube: KubeCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSite]:
+    namespace = f"live-{secrets.token_hex(4)}"
+    folder = tmp_path_factory.mktemp("live")
+    settings = SETTINGS | {
+        "CA_SERVER_NAMES": f"istiod-ca-bridge.{namespace}.svc",
+    }
+    with cluster_harness.serving_site(kube, namespace, folder, settings) as site:
+        (folder / "operator").mkdir()
+        live = LiveSite.made(site, folder / "operator")
+        site.bridge.wait_until(lambda: "istiod-tls" in secret_names(live), "istiod-tls")
+        hook = live.webhook(site.root.pem)
+        yield live
+        client.AdmissionregistrationV1Api(
+            kube.admin_client()
+        ).delete_mutating_webhook_configuration(hook)
+
+
+def secret_names(live: LiveSite) -> set[str]:
+    found = live.core.list_namespaced_secret(live.namespace).items
+    return {str(entry.metadata.name) for entry in found if entry.metadata}
+
+
+def test_what_is_served_was_signed_by_the_key_that_the_hsm_does_not_give_away(
+    live: LiveSite,
+) -> None:
+    points = live.points("--address", live.site.bridge.address)
+    for name in (
+        f"served at {live.site.bridge.address}",
+        "CA key in the HSM",
+        "webhook's CA",
+        "Secret istiod-tls",
+        "ConfigMap vault-tls-cert",
+    ):
+        assert points[name][0], points[name]
+    assert "cannot be extracted" in points["CA key in the HSM"][1]
+
+
+def test_the_expiry_table_has_every_certificate_the_first_to_expire_on_top(live: LiveSite) -> None:
+    rows = live.run("verify").document["certificates"]
+    assert {row["source"] for row in rows} == {
+        "Secret istio-ca-cert",
+        "Secret istiod-tls",
+        "webhook",
+        "ConfigMap vault-tls-cert",
+    }
+    assert rows == sorted(rows, key=lambda row: row["not_after"])
+    text = live.run("verify", output="text").out
+    assert "Secret istiod-tls" in text
+
+
+def test_another_name_is_refused_as_a_proxy_would(live: LiveSite) -> None:
+    address = live.site.bridge.address
+    is_fine, said = live.points("--address", address, "--server-name", "istiod.other.svc")[
+        f"served at {address}"
+    ]
+    assert not is_fine
+    assert "Hostname mismatch" in said
+
+
+def test_a_server_of_another_ca_is_not_the_hsm_s(live: LiveSite, tmp_path: Path) -> None:
+    impostor = pki.root("Mesh Root")
+    with serving(pki.issue("localhost", impostor), tmp_path) as address:
+        is_fine, said = live.points("--workload", address)[f"served at {address}"]
+    assert not is_fine
+    assert said.startswith("signed by CN=Mesh Root, which is not the HSM's")
+
+
+def test_a_sidecar_s_certificate_is_recognised_without_a_name(
+    live: LiveSite, tmp_path: Path
+) -> None:
+    chain = live.core.read_namespaced_secret("istiod-tls", live.namespace).data or {}
+    (tmp_path / "tls.pem").write_bytes(
+        base64.b64decode(chain["tls.crt"]) + base64.b64decode(chain["tls.key"])
+    )
+    with listening(tmp_path / "tls.pem") as address:
+        assert live.points("--workload", address)[f"served at {address}"][0]
+
+
+def test_where_nothing_listens_is_a_finding_with_a_way_out(live: LiveSite) -> None:
+    ran = live.run("verify", "--address", "127.0.0.1:1")
+    assert ran.code == 79
+    [point] = [p for p in ran.document["points"] if p["name"] == "served at 127.0.0.1:1"]
+    assert "kubectl port-forward" in point["hint"]
+
+
+def test_a_stale_bundle_of_the_webhook_and_another_vault_ca_are_told(live: LiveSite) -> None:
+    api = client.AdmissionregistrationV1Api(live.site.kube.admin_client())
+    name = f"istio-sidecar-injector-{live.namespace}"
+    hook = api.read_mutating_webhook_configuration(name)
+    assert hook.webhooks
+    good = hook.webhooks[0].client_config.ca_bundle
+    hook.webhooks[0].client_config.ca_bundle = base64.b64encode(pki.root().pem).decode()
+    api.replace_mutating_webhook_configuration(name, hook)
+    patched = {"data": {"cert": pki.root("Other").pem.decode()}}
+    live.core.patch_namespaced_config_map("vault-tls-cert", live.namespace, patched)
+    try:
+        points = live.points("--address", live.site.bridge.address)
+        assert points["webhook's CA"] == (False, "it is not the root of the chain")
+        assert points["ConfigMap vault-tls-cert"] == (False, "is not vault.caFile")
+    finally:
+        again = api.read_mutating_webhook_configuration(name)
+        assert again.webhooks
+        again.webhooks[0].client_config.ca_bundle = good
+        api.replace_mutating_webhook_configuration(name, again)
+        mended = {"data": {"cert": (live.folder / "vault-ca.pem").read_text()}}
+        live.core.patch_namespaced_config_map("vault-tls-cert", live.namespace, mended)
+
+
+def test_status_says_where_it_stands_and_what_is_next(live: LiveSite) -> None:
+    shown = live.run("status").document
+    assert shown["key"]["place"] == "resident"
+    assert shown["ca_certificate"].startswith("O=cluster.local, until")
+    assert shown["root"].startswith("CN=Mesh Root")
+    assert not shown["vault"]["is_ready"]
+    assert shown["next"]["why"] == "there is no istiod of this revision"
+
+    live.site.kube.create_pod(
+        live.namespace, "bridge-0", labels={"app.kubernetes.io/name": "istiod-ca-bridge"}
+    )
+    live.config_map(
+        "istio-hsm-ca-status",
+        {"conditions": json.dumps([{"type": "Serving", "status": "True", "reason": "Issued"}])},
+    )
+    shown = live.run("status").document
+    assert shown["is_installed"]
+    assert shown["pods"][0]["name"] == "pod bridge-0"
+    assert shown["pods"][0]["said"].startswith("0/1")
+    assert {"name": "Serving", "status": "True", "said": "Issued"} in shown["conditions"]
+    assert shown["next"]["why"].startswith("Vault: Vault at https://127.0.0.1:1 cannot be reached")
+    text = live.run("status", output="text").out
+    assert "resident in the HSM" in text
+    assert "next: Vault" in text
+
+
+def serving(leaf: pki.Issued, folder: Path) -> "Listener":
+    """A TLS server with a certificate of its own."""
+    key = leaf.key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    (folder / "both.pem").write_bytes(leaf.pem + key)
+    return listening(folder / "both.pem")
+
+
+def listening(pem: Path) -> "Listener":
+    """A TLS server with the certificates and the key of a file."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    return Listener(context)
+
+
+class Listener:
+    """Shakes hands with two clients, and is gone."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+
+    def __enter__(self) -> str:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket.settimeout(20)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+        return f"127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def _serve(self) -> None:
+        for _ in range(2):
+            try:
+                plain, _address = self._socket.accept()
+                with plain, self._context.wrap_socket(plain, server_side=True) as secured:
+                    secured.recv(1)
+            except OSError:
+                continue
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+        self._thread.join(20)
