@@ -16,6 +16,7 @@ from istio_hsm_installer import (
     cli_config,
     cli_install,
     cli_status,
+    cli_sysdump,
     cli_verify,
     screen,
 )
@@ -36,6 +37,7 @@ app.command(name="istioctl")(cli_install.istioctl_command)
 app.command(name="values")(cli_install.values_command)
 app.command(name="status")(cli_status.status_command)
 app.command(name="verify")(cli_verify.verify_command)
+app.command(name="sysdump")(cli_sysdump.sysdump_command)
 app.command(name="inject")(cli_verify.inject_command)
 app.add_typer(cli_ceremony.app, name="ceremony")
 

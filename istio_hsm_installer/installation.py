@@ -75,8 +75,11 @@ class Installation:
 
     def secret(self, name: str) -> Mapping[str, bytes]:
         """Return the values of a Secret of the control plane; none when it is not there."""
-        data = section(self.cluster.read(Ref("Secret", name, self.namespace)), "data")
-        return {str(key): _decoded(value) for key, value in data.items()}
+        return self.values_of(self.cluster.read(Ref("Secret", name, self.namespace)))
+
+    def values_of(self, secret: Document | None) -> Mapping[str, bytes]:
+        """Return the values of a Secret that was read."""
+        return {str(key): _decoded(value) for key, value in section(secret, "data").items()}
 
     def config_map(self, name: str) -> Mapping[str, str] | None:
         """Return the texts of a ConfigMap of the control plane; None when it is not there."""

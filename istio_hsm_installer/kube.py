@@ -114,9 +114,13 @@ class Cluster:
         status, text, _ = self._exchange("GET", f"{pod.path}/log", query, None, _JSON)
         return text if status == HTTPStatus.OK else ""
 
-    def last_log(self, pod: Ref, container: str, lines: int, max_bytes: int) -> str | None:
-        """Return the end of a container's log; None while it has none."""
+    def last_log(
+        self, pod: Ref, container: str, lines: int, max_bytes: int, *, previous: bool
+    ) -> str | None:
+        """Return the end of a container's log, or of the one before it; None without one."""
         query = {"container": container, "tailLines": str(lines), "timestamps": "true"}
+        if previous:
+            query["previous"] = "true"
         status, text, _ = self._exchange("GET", f"{pod.path}/log", query, None, _JSON)
         return text[-max_bytes:] if status == HTTPStatus.OK else None
 

@@ -32,7 +32,7 @@ DOMAIN = {
     },
     "istio_hsm_installer": {
         *("errors", "durations", "documents", "objects", "differences"),
-        *("verification", "custody", "status"),
+        *("verification", "custody", "status", "canaries", "dump"),
     },
 }
 """Modules that do no I/O and read no clock, file or environment; what they need is passed in."""
