@@ -14,9 +14,12 @@ from istio_hsm_installer import (
     cli_ceremony,
     cli_check,
     cli_config,
+    cli_drill,
+    cli_gateway,
     cli_install,
     cli_status,
     cli_sysdump,
+    cli_uninstall,
     cli_verify,
     screen,
 )
@@ -39,6 +42,9 @@ app.command(name="status")(cli_status.status_command)
 app.command(name="verify")(cli_verify.verify_command)
 app.command(name="sysdump")(cli_sysdump.sysdump_command)
 app.command(name="inject")(cli_verify.inject_command)
+app.command(name="expose")(cli_gateway.expose_command)
+app.command(name="drill")(cli_drill.drill_command)
+app.command(name="uninstall")(cli_uninstall.uninstall_command)
 app.add_typer(cli_ceremony.app, name="ceremony")
 
 

@@ -46,9 +46,9 @@ def plan_command(
     options = load_options(config, namespace)
     world = make_world(options, Target(context, kubeconfig), vault_token_file)
     load_state(world, state, config)
-    results = engine.plan(plan.steps(options, only or ()), world, _reporter(output))
+    results = engine.plan(plan.steps(options, only or ()), world, reporter(output))
     pending = any(result.outcome is Outcome.PENDING for result in results)
-    _conclude(output, results, "no changes" if not pending else screen.counted(results))
+    conclude(output, results, "no changes" if not pending else screen.counted(results))
     return EXIT_PENDING if pending else EXIT_FINE
 
 
@@ -71,11 +71,11 @@ def apply_command(
             plan.steps(options, only or ()),
             world,
             load_state(world, state, config),
-            _reporter(output),
+            reporter(output),
             resume=resume,
         )
     changed = any(result.outcome is not Outcome.UNCHANGED for result in results)
-    _conclude(output, results, screen.counted(results) if changed else "no changes")
+    conclude(output, results, screen.counted(results) if changed else "no changes")
     manual = any(result.outcome is Outcome.MANUAL for result in results)
     return EXIT_PENDING if manual else EXIT_FINE
 
@@ -101,9 +101,9 @@ def undo_command(
             plan.steps(options, only or ()),
             world,
             load_state(world, state, config),
-            _reporter(output),
+            reporter(output),
         )
-    _conclude(output, results, screen.counted(results))
+    conclude(output, results, screen.counted(results))
     return EXIT_FINE
 
 
@@ -125,14 +125,17 @@ def values_command(config: ConfigOption = DEFAULT_CONFIG) -> None:
     screen.say(documents.to_yaml(istioctl.helm_values(options)))
 
 
-def _reporter(output: Output) -> engine.Report:
+def reporter(output: Output) -> engine.Report:
+    """Return what hears of each step as it is done."""
+
     def quiet(result: Result) -> None:
         del result
 
     return quiet if output is Output.JSON else screen.step
 
 
-def _conclude(output: Output, results: engine.Results, text: str) -> None:
+def conclude(output: Output, results: engine.Results, text: str) -> None:
+    """Write the results, or what is left to say of them."""
     if output is Output.JSON:
         screen.as_json({"steps": [screen.step_document(r) for r in results], "summary": text})
     else:

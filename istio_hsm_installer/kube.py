@@ -103,6 +103,20 @@ class Cluster:
         reviewed = self._checked(status, answer, "review our rights")
         return section(reviewed, "status").get("allowed") is True
 
+    def token(self, account: Ref, audience: str) -> str:
+        """Return a ServiceAccount's token for an audience, good for an hour."""
+        status, answer = self._send(
+            "POST",
+            f"{account.path}/token",
+            body={
+                "apiVersion": "authentication.k8s.io/v1",
+                "kind": "TokenRequest",
+                "spec": {"audiences": [audience], "expirationSeconds": 3600},
+            },
+        )
+        made = self._checked(status, answer, f"give a token of {account}")
+        return str(section(made, "status").get("token", ""))
+
     def version(self) -> str:
         """Return the server's version, such as v1.36.1."""
         status, answer = self._send("GET", "/version")

@@ -13,6 +13,7 @@ from istio_hsm_installer.steps.istio import Istio
 from istio_hsm_installer.steps.istiod_service import IstiodService
 from istio_hsm_installer.steps.kv_mount import KvMount
 from istio_hsm_installer.steps.kv_secret import KvSecret
+from istio_hsm_installer.steps.leftovers import Leftovers
 from istio_hsm_installer.steps.namespace import NamespaceStep
 from istio_hsm_installer.steps.policy import Policy
 from istio_hsm_installer.steps.release_signature import ReleaseSignature
@@ -53,3 +54,17 @@ def steps(options: Options, areas: Collection[Area] = ()) -> Sequence[Step]:
     if istio.revision:
         ordered.append(IstiodService(options))
     return [step for step in ordered if not areas or step.area in areas]
+
+
+def uninstall_steps(
+    options: Options, *, with_vault_secret: bool, with_ca_key: bool
+) -> Sequence[Step]:
+    """Return the steps to undo for good: what the CA left goes between Istio and its namespace."""
+    ordered: list[Step] = []
+    for step in steps(options):
+        if isinstance(step, KvMount | KvSecret) and not with_vault_secret:
+            continue
+        if isinstance(step, Istio):
+            ordered.append(Leftovers(options, with_ca_key))
+        ordered.append(step)
+    return ordered

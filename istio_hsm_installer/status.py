@@ -106,7 +106,8 @@ def next_step(facts: Facts, now: datetime) -> Advice:
 def conditions(values: Mapping[str, str]) -> Sequence[Condition]:
     """Return the conditions in a ConfigMap's data, whichever of these forms they have.
 
-    A list of {type, status, reason, message} as JSON below one key, or a text a key.
+    A list of {type, status, reason, message} as JSON below one key, or a text a key; what is
+    PEM is none.
     """
     found: list[Condition] = []
     for key, text in sorted(values.items()):
@@ -118,7 +119,7 @@ def conditions(values: Mapping[str, str]) -> Sequence[Condition]:
             document = document.get("conditions", document)
         if isinstance(document, list):
             found += [_condition(entry) for entry in document if isinstance(entry, dict)]
-        else:
+        elif not text.startswith("-----BEGIN"):
             found.append(Condition(key, text[:_MAX_TEXT], ""))
     return found
 

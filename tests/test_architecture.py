@@ -32,7 +32,7 @@ DOMAIN = {
     },
     "istio_hsm_installer": {
         *("errors", "durations", "documents", "objects", "differences"),
-        *("verification", "custody", "status", "canaries", "dump"),
+        *("verification", "custody", "status", "canaries", "dump", "drill", "gateway"),
     },
 }
 """Modules that do no I/O and read no clock, file or environment; what they need is passed in."""
@@ -44,8 +44,9 @@ CONTRACT_USERS = {
     "hsm_plugin": {"service", "signing_service", "control_service", "server", "client"},
     "vault_client": {"control_call"},
     "istiod_ca_bridge": {"hsm_key", "ca_service", "server", "csr_signer", "root_publisher"},
+    "istio_hsm_installer": {"issuance_probe"},
 }
-"""Modules that speak protobuf; in the installer none does."""
+"""Modules that speak protobuf."""
 
 DRIVERS = {
     "pkcs11": set(),  # a test's driver only: docs/adr/0004

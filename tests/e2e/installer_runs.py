@@ -36,6 +36,7 @@ def run_cli(arguments: Sequence[str], environment: Mapping[str, str]) -> Ran:
     out, err = io.StringIO(), io.StringIO()
     path = {"PATH": os.environ.get("PATH", os.defpath)}
     with (
+        mock.patch("sys.stdin", io.StringIO()),
         mock.patch.dict(os.environ, path | dict(environment), clear=True),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),

@@ -2,7 +2,10 @@
 
 import base64
 import json
+import os
 import secrets
+import shlex
+import signal
 import socket
 import ssl
 import threading
@@ -13,10 +16,12 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from kubernetes import client
 
+from tests.e2e.installer_runs import Ran
 from tests.e2e.live_site import LiveSite
 from tests.integration.istiod_ca_bridge import cluster_harness
-from tests.support import pki
+from tests.support import pki, softhsm
 from tests.support.kube import KubeCluster
+from tests.support.plugin import program
 
 SETTINGS = {"ISTIO_REVISIONS": "stable"}
 
@@ -154,6 +159,118 @@ def test_status_says_where_it_stands_and_what_is_next(live: LiveSite) -> None:
     text = live.run("status", output="text").out
     assert "resident in the HSM" in text
     assert "next: Vault" in text
+
+
+def drill(live: LiveSite, *arguments: str) -> Ran:
+    pace = ("--every", "0.1", "--timeout", "0.5", "--limit", "60", "--yes")
+    return live.run("drill", *arguments, "--address", live.site.bridge.address, *pace)
+
+
+def test_a_frozen_plugin_stops_issuance_and_the_drill_sees_it_come_back(live: LiveSite) -> None:
+    ran = drill(live, "plugin", "--pid", str(live.site.hsm.pid), "--seconds", "1")
+    assert ran.code == 0, ran.err
+    found = ran.document
+    assert found["refused"]
+    assert found["seconds_without_issuance"] > 0.5
+    assert found["seconds_to_recovery"] is not None
+    assert found["fault"] == f"freeze process {live.site.hsm.pid}"
+
+
+def test_deleted_pods_are_those_of_the_selector(live: LiveSite) -> None:
+    live.site.kube.create_pod(
+        live.namespace, "istiod-0", labels={"app": "istiod", "istio.io/rev": "stable"}
+    )
+    live.site.kube.create_pod(live.namespace, "other-0", labels={"app": "other"})
+    ran = drill(live, "plugin", "--seconds", "0")
+    assert ran.code == 0, ran.err
+    assert ran.document["refused"] == {}
+    left = {entry.metadata.name for entry in live.core.list_namespaced_pod(live.namespace).items}
+    assert "other-0" in left
+    assert "istiod-0" not in left
+
+
+def test_vault_is_scaled_to_none_and_back_and_issuance_goes_on(live: LiveSite) -> None:
+    apps = client.AppsV1Api(live.site.kube.admin_client())
+    labels = {"app": "vault"}
+    template = client.V1PodTemplateSpec(
+        metadata=client.V1ObjectMeta(labels=labels),
+        spec=client.V1PodSpec(containers=[client.V1Container(name="vault", image="v:1")]),
+    )
+    apps.create_namespaced_stateful_set(
+        live.namespace,
+        client.V1StatefulSet(
+            metadata=client.V1ObjectMeta(name="vault"),
+            spec=client.V1StatefulSetSpec(
+                replicas=3,
+                service_name="vault",
+                selector=client.V1LabelSelector(match_labels=labels),
+                template=template,
+            ),
+        ),
+    )
+    ran = drill(live, "vault", "--scale", f"{live.namespace}/statefulset/vault", "--seconds", "0")
+    assert ran.code == 0, ran.err
+    assert ran.document["refused"] == {}
+    after = apps.read_namespaced_stateful_set("vault", live.namespace)
+    assert after.spec is not None
+    assert after.metadata is not None
+    assert (after.spec.replicas, after.metadata.generation) == (3, 3)  # made, emptied, restored
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("hsm",), "not told"),
+        (("vault", "--pid", "2", "--scale", "a/deployment/b"), "told twice"),
+        (("vault", "--begin", "true"), "go together"),
+        (("vault", "--begin", "echo '", "--end", "true"), "open quote"),
+        (("vault", "--scale", "vault"), "names nothing"),
+        (("vault", "--scale", "default/deployment/none"), "there is no Deployment"),
+        (("hsm", "--begin", "false", "--end", "true"), "false failed"),
+    ],
+)
+def test_a_fault_that_cannot_be_made_is_told(
+    live: LiveSite, arguments: tuple[str, ...], said: str
+) -> None:
+    ran = drill(live, *arguments, "--seconds", "0")
+    assert ran.code == 1
+    assert said in ran.err
+
+
+def test_without_a_ca_that_issues_nothing_is_made_to_fail(live: LiveSite, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("no-token-at-all")
+    mark = tmp_path / "mark"
+    ran = drill(
+        *(live, "hsm", "--token-file", str(tmp_path / "token")),
+        *("--begin", f"touch {mark}", "--end", "true"),
+    )
+    assert ran.code == 1
+    assert "UNAUTHENTICATED" in ran.err
+    assert not mark.exists()
+
+
+def test_a_killed_plugin_that_is_started_again_serves_again(live: LiveSite, tmp_path: Path) -> None:
+    token = softhsm.SoftHsm(
+        folder=live.folder.parent / "token",
+        label="mesh",
+        pin="271828",
+        module=softhsm.module_path(),
+    )
+    environment = token.environment() | {"SOCKET": str(live.site.hsm.socket)}
+    settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
+    script, pid = tmp_path / "restart.sh", tmp_path / "pid"
+    script.write_text(
+        f"exec >/dev/null 2>&1\n"
+        f"setsid env {settings} timeout 100 {program('hsm-plugin')} serve & echo $! >{pid}\n"
+    )
+    ran = drill(
+        *(live, "plugin", "--seconds", "0.5", "--end", f"sh {script}"),
+        *("--begin", f"kill -KILL {live.site.hsm.pid}"),
+    )
+    os.kill(int(pid.read_text()), signal.SIGTERM)
+    assert ran.code == 0, ran.err
+    assert "UNAVAILABLE" in ran.document["refused"]
+    assert ran.document["seconds_to_recovery"] > 0
 
 
 def serving(leaf: pki.Issued, folder: Path) -> "Listener":

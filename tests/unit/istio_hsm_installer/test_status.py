@@ -70,6 +70,7 @@ def test_a_chain_near_its_end_calls_for_a_ceremony_before_anything_breaks() -> N
         ({"phase": "serving"}, [Condition("phase", "serving", "")]),
         ({"broken": "[{"}, [Condition("broken", "[{", "")]),
         ({"odd": "[1]"}, []),
+        ({"cert-chain.pem": ROOT.pem.decode()}, []),
         ({}, []),
     ],
 )

@@ -1,0 +1,42 @@
+import pytest
+
+from istio_hsm_installer import drill
+from istio_hsm_installer.drill import Sample
+
+
+def samples(*states: str) -> list[Sample]:
+    """One request a second, answered half a second later."""
+    return [Sample(n, n + 0.5, state) for n, state in enumerate(states)]
+
+
+def test_the_gap_runs_from_the_last_certificate_before_to_the_first_after() -> None:
+    seen = samples("OK", "OK", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNAVAILABLE", "OK", "OK")
+    found = drill.judge(seen, began=1.8, ended=4.0)
+    assert found.refused == {"UNAVAILABLE": 2, "DEADLINE_EXCEEDED": 1}
+    assert found.seconds_without_issuance == 4.0
+    assert found.seconds_to_recovery == 1.5
+    assert found.issued == 2
+
+
+def test_without_an_outage_the_gap_is_the_pace() -> None:
+    found = drill.judge(samples(*["OK"] * 6), began=2.0, ended=4.0)
+    assert (found.refused, found.seconds_without_issuance) == ({}, 1.0)
+
+
+def test_what_was_asked_before_the_end_is_no_recovery() -> None:
+    seen = [Sample(0, 0.5, "OK"), Sample(1, 5.0, "OK"), Sample(5.1, 5.2, "UNAVAILABLE")]
+    assert drill.judge(seen, began=1.0, ended=4.0).seconds_to_recovery is None
+
+
+@pytest.mark.parametrize(
+    ("states", "is_so"),
+    [
+        (["OK"] * 3, True),
+        (["OK"] * 2, False),
+        (["OK", "UNAVAILABLE", "OK", "OK"], False),
+        (["UNAVAILABLE", "OK", "OK", "OK"], True),
+    ],
+)
+def test_three_certificates_in_a_row_count_as_served(states: list[str], *, is_so: bool) -> None:
+    assert drill.is_serving(samples(*states), 0.0) is is_so
+    assert not drill.is_serving(samples(*states), 2.0)
