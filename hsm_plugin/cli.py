@@ -14,9 +14,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 from hsm_plugin import config, log
-from hsm_plugin.client import Client, Result
+from hsm_plugin.client import (
+    KEY_ALGORITHMS,
+    SIGNATURE_ALGORITHMS,
+    CallRefusedError,
+    Client,
+    Result,
+)
 from hsm_plugin.daemon import serve
-from hsm_plugin.errors import ConfigError, HsmPluginError
+from hsm_plugin.errors import BadRequestError, ConfigError, HsmPluginError, HsmUnavailableError
 from hsm_plugin.listen_settings import DEFAULT_HOST, DEFAULT_PORT, ListenSettings, listen_settings
 
 _DURATION = re.compile(r"(\d{1,6})(ms|s|m)?")
@@ -31,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
             return _serve(options)
         return _client(options)
     except HsmPluginError as error:
-        _fail(error)
+        _fail(error, as_json=getattr(options, "output", "text") == "json")
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
@@ -118,6 +124,12 @@ def _client(options: argparse.Namespace) -> int:
             _show(options, client.health(), "The plugin serves")
         case "list-keys":
             _list_keys(options, client.list_keys())
+        case "generate-signing-key":
+            result = client.generate_signing_key(options.key_id, options.key_algorithm)
+            _show(options, result, f"Key {result['key_id']}\n{result['public_key']}".rstrip())
+        case "sign-digest":
+            result = client.sign_digest(options.key_id, options.signature_algorithm, options.digest)
+            _show(options, result, str(result["signature"]))
         case "test":
             result = client.self_test(options.kek_id)
             _show(options, result, f"KEK {result['kek_id']} encrypts and decrypts")
@@ -148,10 +160,21 @@ def _show(options: argparse.Namespace, result: Mapping[str, object], text: str) 
     sys.stdout.write((json.dumps(result) if options.output == "json" else text) + "\n")
 
 
-def _fail(error: HsmPluginError) -> None:
+def _fail(error: HsmPluginError, *, as_json: bool) -> None:
+    if as_json:
+        code = error.status if isinstance(error, CallRefusedError) else _error_code(error)
+        document = {"code": code, "message": str(error), "hint": error.hint}
+        sys.stdout.write(json.dumps({"error": document}) + "\n")
     sys.stderr.write(f"error: {error}\n")
     if error.hint:
         sys.stderr.write(f"hint: {error.hint}\n")
+
+
+def _error_code(error: HsmPluginError) -> str:
+    """Return a stable word for errors that are no answer of the server."""
+    if isinstance(error, HsmUnavailableError):
+        return "UNREACHABLE"
+    return "INVALID_INPUT" if isinstance(error, BadRequestError) else "FAILED"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -242,6 +265,15 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("-f", "--file", type=Path, required=True, help="PEM, its target first")
     commands.add_parser("health", parents=[client], help="exit 0 when the plugin serves")
     commands.add_parser("list-keys", parents=[client], help="the signing keys of the token")
+    made = commands.add_parser(
+        "generate-signing-key", parents=[client], help="make a signing key, or find it"
+    )
+    made.add_argument("--key-id", default="", help="its id; a new UUID when left out")
+    made.add_argument("--key-algorithm", choices=KEY_ALGORITHMS, default="ECDSA_P256")
+    signed = commands.add_parser("sign-digest", parents=[client], help="sign a digest by a key")
+    signed.add_argument("--key-id", required=True, help="a signing key of the token")
+    signed.add_argument("--signature-algorithm", choices=SIGNATURE_ALGORITHMS, required=True)
+    signed.add_argument("--digest", type=_hexadecimal, required=True, help="in hexadecimal")
     test = commands.add_parser("test", parents=[client], help="encrypt and decrypt once")
     test.add_argument("--kek-id", required=True, help="an existing KEK")
     return parser
@@ -276,6 +308,13 @@ def _add_ways_in(server: argparse.ArgumentParser, env: Mapping[str, str]) -> Non
         help="a client that may use the port: the exact URI or DNS name, or else the common"
         " name, of its certificate; again, or with commas, for more",
     )
+
+
+def _hexadecimal(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("it is not hexadecimal") from None
 
 
 def _duration(text: str) -> float:

@@ -25,6 +25,8 @@ from istio_hsm_proto import signing_v1_pb2_grpc as signing_grpc
 
 _Response = TypeVar("_Response")
 
+KEY_ALGORITHMS = signing.KeyAlgorithm.keys()[1:]
+SIGNATURE_ALGORITHMS = signing.SignatureAlgorithm.keys()[1:]
 MAX_FILE_BYTES = 4 << 20
 _CSR_KEYS = ("kek-id", "encrypted-dek", "csr-id", "encrypted-csr")
 Result = Mapping[str, str | bool]
@@ -121,6 +123,41 @@ class Client:
             for entry in response.keys
         ]
 
+    def generate_signing_key(self, key_id: str, algorithm: str) -> Result:
+        """Return the signing key of this id, made in the token when it was not there."""
+        request = signing.GenerateSigningKeyRequest(
+            key_id=_raw(key_id), algorithm=signing.KeyAlgorithm.Value(algorithm)
+        )
+        with self._channel() as channel:
+            stub = signing_grpc.SigningServiceStub(channel)
+            response = self._call(stub.GenerateSigningKey, request)
+        public_key = serialization.load_der_public_key(response.key.public_key)
+        return {
+            "key_id": _printable(response.key.key_id),
+            "algorithm": signing.KeyAlgorithm.Name(response.key.algorithm),
+            "public_key_sha256": _sha256(response.key.public_key),
+            "public_key": public_key.public_bytes(
+                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+            ).decode(),
+            "created": response.created,
+        }
+
+    def sign_digest(self, key_id: str, algorithm: str, digest: bytes) -> Result:
+        """Return the signature, in base64, that a key in the token makes of a digest."""
+        request = signing.SignRequest(
+            key_id=_raw(key_id),
+            algorithm=signing.SignatureAlgorithm.Value(algorithm),
+            digest=digest,
+        )
+        with self._channel() as channel:
+            stub = signing_grpc.SigningServiceStub(channel)
+            response = self._call(stub.Sign, request)
+        return {
+            "key_id": key_id,
+            "algorithm": algorithm,
+            "signature": base64.b64encode(response.signature).decode(),
+        }
+
     def health(self) -> Result:
         """Return when the plugin serves; HsmUnavailableError when it does not."""
         with self._channel() as channel:
@@ -179,6 +216,14 @@ class Client:
             raise _from_status(cast("grpc.Call", error), self.socket) from None
 
 
+class CallRefusedError(HsmPluginError):
+    """The server refused a call; `status` is the gRPC status."""
+
+    def __init__(self, message: str, *, hint: str, status: str) -> None:
+        super().__init__(f"{message} [{status}]", hint=hint)
+        self.status = status
+
+
 def _from_status(error: grpc.Call, socket: str) -> HsmPluginError:
     sent = dict(error.trailing_metadata() or ()).get("hint-bin", b"")
     hint = sent.decode(errors="replace") if isinstance(sent, bytes) else sent
@@ -189,8 +234,10 @@ def _from_status(error: grpc.Call, socket: str) -> HsmPluginError:
             " allow-list (--allow-uid), its log tells whom it refused",
         )
     cause = (error.details() or error.code().name).removesuffix(f" ({hint})")
-    return HsmPluginError(
-        f"{cause} [{error.code().name}]", hint=hint or "see what the plugin logged for this call"
+    return CallRefusedError(
+        cause,
+        hint=hint or "see what the plugin logged for this call",
+        status=error.code().name,
     )
 
 

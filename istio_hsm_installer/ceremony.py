@@ -106,6 +106,34 @@ def sign(
     return certificate
 
 
+def make_root(
+    subject: str, key: RootKey, *, lifetime: timedelta, now: datetime
+) -> x509.Certificate:
+    """Return a self-signed root CA certificate for a key."""
+    try:
+        name = x509.Name.from_rfc4514_string(subject)
+    except ValueError:
+        raise InputError(
+            f"{subject!r} is no RFC 4514 name", hint="write such as CN=Mesh Root,O=Example"
+        ) from None
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    root = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCK_SKEW)
+        .not_valid_after(now + lifetime)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(_ca_key_usage(), critical=True)
+        .add_extension(identifier, critical=False)
+        .sign(key, _hash_for(key))
+    )
+    root.verify_directly_issued_by(root)
+    return root
+
+
 def check_chain(chain: Sequence[x509.Certificate], request: Request, *, now: datetime) -> None:
     """Return when the chain, CA certificate first and root last, answers this request.
 

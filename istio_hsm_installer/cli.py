@@ -64,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         result = app(list(arguments), standalone_mode=False)
     except InstallerError as error:
-        screen.fail(error)
+        screen.fail(error, _output_of(arguments))
         return EXIT_FAILED
     except typer.exceptions.TyperException as error:
         screen.fail_with(error.format_message(), "see --help")
@@ -73,3 +73,14 @@ def run(arguments: Sequence[str]) -> int:
         screen.fail_with("interrupted", "see what is left with plan, or just start again")
         return EXIT_FAILED
     return result if isinstance(result, int) else EXIT_FINE
+
+
+def _output_of(arguments: Sequence[str]) -> screen.Output:
+    """Return how the result was to be written: an error is written so, too."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    asked = ("-o", "--output")
+    is_json = any(
+        (name in asked and value == "json") or name in {"-ojson", "--output=json"}
+        for name, value in pairs
+    )
+    return screen.Output.JSON if is_json else screen.Output.TEXT

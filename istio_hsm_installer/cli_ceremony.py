@@ -1,13 +1,26 @@
 """`istio-hsm ceremony`: the offline root signs istiod's CA request; the chain is delivered."""
 
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
-from istio_hsm_installer import ceremony, chain_delivery, screen, secret_dir
+from istio_hsm_installer import (
+    ceremony,
+    chain_delivery,
+    custody,
+    offline_plugin,
+    pkcs11_uri,
+    screen,
+    secret_dir,
+    token_key,
+)
+from istio_hsm_installer.errors import InputError
 from istio_hsm_installer.files import read_file, write_file
 from istio_hsm_installer.programs import Plugin
 from istio_hsm_installer.screen import Output
@@ -31,6 +44,20 @@ csr_app = typer.Typer(help="The encrypted CSR that istiod or the bridge wrote.")
 app.add_typer(csr_app, name="csr")
 CsrArgument = Annotated[Path, typer.Argument(help="The decrypted CSR, PEM.", show_default=False)]
 
+PluginOption = Annotated[str, typer.Option(help="The program hsm-plugin.")]
+RootUriOption = Annotated[
+    str, typer.Option(help="The root's key in a token, a PKCS#11 URI (RFC 7512).")
+]
+
+
+class RootAlgorithm(StrEnum):
+    """Of a root's key."""
+
+    ECDSA_P256 = "ECDSA_P256"
+    ECDSA_P384 = "ECDSA_P384"
+    RSA_3072 = "RSA_3072"
+    RSA_4096 = "RSA_4096"
+
 
 @csr_app.command()
 def fetch(
@@ -53,7 +80,7 @@ def decrypt(
     encrypted: Annotated[Path, typer.Argument(help="What `csr fetch` wrote.")],
     out: Annotated[Path, typer.Option(help="Where to write the CSR.")] = Path("csr.pem"),
     socket: Annotated[Path, typer.Option(help="Of the running HSM plugin.")] = DEFAULT_SOCKET,
-    plugin_command: Annotated[str, typer.Option(help="The plugin's client.")] = "hsm-plugin",
+    plugin_command: PluginOption = "hsm-plugin",
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Decrypt the CSR through the HSM plugin, and show whose key it is for."""
@@ -71,30 +98,72 @@ def show(csr: CsrArgument, output: OutputOption = Output.TEXT) -> None:
 
 
 @app.command()
+def root(
+    root_pkcs11: RootUriOption,
+    root_cert: Annotated[Path, typer.Option(help="Where to write the root certificate.")],
+    subject: Annotated[str, typer.Option(help="RFC 4514, such as CN=Mesh Root,O=Example.")],
+    key_algorithm: Annotated[
+        RootAlgorithm, typer.Option(help="Of the key, when it is made.")
+    ] = RootAlgorithm.ECDSA_P384,
+    days: Annotated[int, typer.Option(min=1, max=36500, help="Validity.")] = 3650,
+    plugin_command: PluginOption = "hsm-plugin",
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Make an offline root whose key is made in a token and stays there."""
+    if root_cert.exists():
+        raise InputError(f"{root_cert} exists already", hint="a root is made once; name another")
+    uri = pkcs11_uri.parse(root_pkcs11)
+    with offline_plugin.running(plugin_command, uri) as plugin:
+        made = plugin.make_signing_key(uri.key_id, key_algorithm.value)
+        public_key = serialization.load_pem_public_key(str(made.get("public_key", "")).encode())
+        key = token_key.of(public_key, partial(plugin.sign_digest, uri.key_id))
+        certificate = ceremony.make_root(
+            subject, key, lifetime=timedelta(days=days), now=datetime.now(UTC)
+        )
+    write_file(root_cert, ceremony.to_pem([certificate]), mode=0o644)
+    screen.show(output, {"root": str(root_cert), **_described(certificate)})
+
+
+@app.command()
 def sign(
     csr: CsrArgument,
     root_cert: Annotated[Path, typer.Option(help="The root certificate, PEM.")],
-    root_key: Annotated[Path, typer.Option(help="The offline root's private key, PEM.")],
     chain: Annotated[Path, typer.Option(help="Where to write cert-chain.pem.")],
+    root_key: Annotated[
+        Path | None, typer.Option(help="The offline root's private key, PEM; or --root-pkcs11.")
+    ] = None,
     passphrase_file: Annotated[
         Path | None, typer.Option(help="Holds the root key's passphrase.")
     ] = None,
+    root_pkcs11: Annotated[
+        str | None, typer.Option(help="The root's key in a token, a PKCS#11 URI (RFC 7512).")
+    ] = None,
+    plugin_command: PluginOption = "hsm-plugin",
     days: Annotated[int, typer.Option(min=1, max=3650, help="Validity.")] = 365,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Sign a CSR with an offline root kept in a file: CA, path length 0."""
+    """Sign a CSR with an offline root, its key in a file or in a token: CA, path length 0."""
+    if (root_key is None) == (root_pkcs11 is None):
+        raise InputError(
+            "where the root's key is must be told once", hint="give --root-key or --root-pkcs11"
+        )
     request = ceremony.load_request(read_file(csr))
-    root = ceremony.load_chain(read_file(root_cert))[0]
-    passphrase = None if passphrase_file is None else read_file(passphrase_file).rstrip(b"\r\n")
-    certificate = ceremony.sign(
-        request,
-        root,
-        ceremony.load_root_key(read_file(root_key), passphrase),
-        lifetime=timedelta(days=days),
-        now=datetime.now(UTC),
+    certificate = ceremony.load_chain(read_file(root_cert))[0]
+    sign_with = partial(
+        ceremony.sign, request, certificate, lifetime=timedelta(days=days), now=datetime.now(UTC)
     )
-    write_file(chain, ceremony.to_pem([certificate, root]), mode=0o644)
-    screen.show(output, {"chain": str(chain), **_described(certificate)})
+    if root_key is not None:
+        passphrase = None if passphrase_file is None else read_file(passphrase_file).rstrip(b"\r\n")
+        signed = sign_with(ceremony.load_root_key(read_file(root_key), passphrase))
+    else:
+        uri = pkcs11_uri.parse(str(root_pkcs11))
+        with offline_plugin.running(plugin_command, uri) as plugin:
+            _check_in_token(plugin, uri.key_id, certificate)
+            signed = sign_with(
+                token_key.of(certificate.public_key(), partial(plugin.sign_digest, uri.key_id))
+            )
+    write_file(chain, ceremony.to_pem([signed, certificate]), mode=0o644)
+    screen.show(output, {"chain": str(chain), **_described(signed)})
 
 
 @app.command()
@@ -131,6 +200,23 @@ def submit(
                 cluster, namespace, selector, seconds=wait, tell=screen.tell
             )
     screen.show(output, {"delivered": delivered, **_described(certificates[0])})
+
+
+def _check_in_token(plugin: Plugin, key_id: str, certificate: x509.Certificate) -> None:
+    """Return when the token's key is the root certificate's."""
+    listed = {entry.get("key_id"): entry for entry in plugin.signing_keys()}
+    found = listed.get(key_id)
+    if found is None:
+        known = ", ".join(sorted(map(str, listed))) or "none"
+        raise InputError(
+            f"the token has no signing key {key_id}",
+            hint=f"its signing keys: {known}; hsm-plugin knows them by their label, see the docs",
+        )
+    if found.get("public_key_sha256") != custody.key_sha256(certificate):
+        raise InputError(
+            f"the key {key_id} in the token is not the root certificate's",
+            hint=str(found.get("fault") or "give the certificate that was made for this key"),
+        )
 
 
 def _about(request: ceremony.Request) -> dict[str, str]:

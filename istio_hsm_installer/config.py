@@ -12,6 +12,8 @@ from istio_hsm_installer.errors import InputError, ToolMissingError
 from istio_hsm_installer.files import read_file
 
 _PASSED_ON = ("HOME", "PATH", "LANG", "LC_ALL", "USER", "KUBECONFIG", "TMPDIR")
+_OF_MODULES = ("SOFTHSM2_CONF", "ChrystokiConfigurationPath")
+"""Where PKCS#11 modules look for their own settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,21 @@ def ask(what: str, *, hint: str) -> Secret:
 
 def child_environment() -> Mapping[str, str]:
     """Return what programs started from here may know: no token, no proxy."""
-    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    known = (*_PASSED_ON, *_OF_MODULES)
+    return {name: os.environ[name] for name in known if name in os.environ}
+
+
+def state_folder() -> Path:
+    """Return the folder for what is remembered between runs, made when it was not there."""
+    base = os.environ.get("XDG_STATE_HOME") or str(Path("~/.local/state").expanduser())
+    folder = Path(base) / "istio-hsm"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be made: {error.strerror}", hint="set XDG_STATE_HOME"
+        ) from None
+    return folder
 
 
 def find_program(name: str) -> str:

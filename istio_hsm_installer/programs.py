@@ -1,7 +1,8 @@
 """Programs that are started from here: no shell, no secret among the arguments, a deadline."""
 
+import base64
+import binascii
 import json
-import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,6 @@ from istio_hsm_installer.errors import PluginError, ToolError
 
 _TIMEOUT_SECONDS = 600
 _TAIL = 1000
-_STATUS = re.compile(r"\[([A-Z_]+)\]$")
-"""How hsm-plugin's error line ends when the server answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +97,21 @@ class Plugin:
         entries = listed if isinstance(listed, list) else []
         return [entry for entry in entries if isinstance(entry, dict)]
 
+    def make_signing_key(self, key_id: str, algorithm: str) -> Mapping[str, object]:
+        """Return the key of this id, made in the token when it was not there."""
+        return self._call("generate-signing-key", "--key-id", key_id, "--key-algorithm", algorithm)
+
+    def sign_digest(self, key_id: str, algorithm: str, digest: bytes) -> bytes:
+        """Return the signature that a key in the token makes."""
+        answer = self._call(
+            *("sign-digest", "--key-id", key_id, "--digest", digest.hex()),
+            *("--signature-algorithm", algorithm),
+        )
+        try:
+            return base64.b64decode(str(answer.get("signature", "")), validate=True)
+        except binascii.Error:
+            raise ToolError(f"{self.command} sign-digest answered no signature") from None
+
     def decrypt_csr(self, encrypted: Path) -> str:
         """Return the PEM of the CSR in the Secret's data."""
         return str(self._call("decrypt-csr", "-f", str(encrypted)).get("csr", ""))
@@ -119,10 +133,10 @@ class Plugin:
 
 
 def _refusal(command: str, ended: Ended) -> PluginError:
-    """Return the two lines of the plugin's own error as ours."""
-    cause, _, hint = ended.last_words.partition("\nhint: ")
-    cause = cause.rpartition("error: ")[2]
-    status = _STATUS.search(cause)
-    return PluginError(
-        f"{command}: {cause}", code=status[1] if status else "", hint=hint.partition("\n")[0]
-    )
+    """Return the plugin's own error, of its JSON, as ours."""
+    try:
+        error = json.loads(ended.out).get("error")
+        code, cause, hint = (str(error.get(key, "")) for key in ("code", "message", "hint"))
+    except (ValueError, AttributeError):
+        code, cause, hint = "", ended.last_words, "set hsm.pluginCommand to this hsm-plugin"
+    return PluginError(f"{command}: {cause}", code=code, hint=hint)

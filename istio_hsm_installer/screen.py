@@ -102,10 +102,20 @@ def step_document(result: Result) -> Mapping[str, object]:
     }
 
 
-def fail(error: InstallerError) -> None:
-    """Write an error as its cause and its hint; of several, each so."""
-    for message, hint in _lines(error):
-        fail_with(message, hint)
+def fail(error: InstallerError, output: Output = Output.TEXT) -> None:
+    """Write an error as its cause and its hint; of several, each so. In JSON on stdout, too."""
+    found = [*_each(error)]
+    if output is Output.JSON:
+        as_json(
+            {
+                "errors": [
+                    {"code": entry.kind, "message": str(entry), "hint": entry.hint}
+                    for entry in found
+                ]
+            }
+        )
+    for entry in found:
+        fail_with(str(entry), entry.hint)
 
 
 def fail_with(message: str, hint: str) -> None:
@@ -124,12 +134,12 @@ def counted(results: Results) -> str:
     return ", ".join(f"{number} {outcome}" for outcome, number in counts.items() if number)
 
 
-def _lines(error: InstallerError) -> Iterator[tuple[str, str]]:
+def _each(error: InstallerError) -> Iterator[InstallerError]:
     if isinstance(error, ManyErrors):
         for entry in error.errors:
-            yield from _lines(entry)
+            yield from _each(entry)
     else:
-        yield str(error), error.hint
+        yield error
 
 
 def _console() -> Console:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from hsm_plugin.cli import run
 from istio_hsm_proto import kms_istio_v1_pb2 as kms
@@ -474,3 +476,30 @@ def test_health_is_0_while_it_serves_and_1_when_it_waits_or_is_gone(
     done = plugins.command(["health"], environment={"SOCKET": str(waiting.socket)})
     assert (done.returncode, done.stdout) == (1, "")
     assert "no plugin answers" in done.stderr
+
+
+# -- signing keys --------------------------------------------------------------------------
+
+
+def test_sign_digest_prints_a_signature_that_the_public_key_verifies(command: Command) -> None:
+    made = command("generate-signing-key", "--key-id", "by-command", "--output", "json")
+    assert made.code == 0, made.err
+    public_key = serialization.load_pem_public_key(json.loads(made.out)["public_key"].encode())
+    assert isinstance(public_key, ec.EllipticCurvePublicKey)
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(b"message")
+    how = ("--signature-algorithm", "ECDSA_SHA256", "--digest", digest.finalize().hex())
+    signed = command("sign-digest", "--key-id", "by-command", *how)
+    public_key.verify(base64.b64decode(signed.out), b"message", ec.ECDSA(hashes.SHA256()))
+    with pytest.raises(InvalidSignature):
+        public_key.verify(base64.b64decode(signed.out), b"another", ec.ECDSA(hashes.SHA256()))
+
+
+def test_an_error_has_a_code_for_programs(command: Command, tmp_path: Path) -> None:
+    how = ("--signature-algorithm", "ECDSA_SHA256", "--digest", "00" * 32, "--output", "json")
+    refused = command("sign-digest", "--key-id", "nowhere", *how)
+    error = json.loads(refused.out)["error"]
+    assert (refused.code, error["code"]) == (1, "NOT_FOUND")
+    assert refused.err == f"error: {error['message']}\nhint: {error['hint']}\n"
+    away = command("sign-digest", "--key-id", "x", *how, socket=tmp_path / "no")
+    assert json.loads(away.out)["error"]["code"] == "UNREACHABLE"

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from istio_hsm_installer import errors
 from istio_hsm_installer.cli import run
 
 
@@ -100,6 +101,34 @@ def test_an_error_is_two_lines_with_a_cause_and_a_hint(
     error, hint = capsys.readouterr().err.splitlines()
     assert error.startswith("error: /nonexistent cannot be read")
     assert hint.startswith("hint: ")
+
+
+@pytest.mark.parametrize("flag", [["-o", "json"], ["--output=json"], ["-ojson"]])
+def test_an_error_has_a_code_for_programs(
+    flag: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["ceremony", "show", "/nonexistent", *flag]) == 1
+    shown = capsys.readouterr()
+    [error] = json.loads(shown.out)["errors"]
+    assert error["code"] == "input"
+    assert shown.err == f"error: {error['message']}\nhint: {error['hint']}\n"
+
+
+def test_every_kind_of_error_has_a_code_of_its_own() -> None:
+    kinds = [cls.kind for cls in vars(errors).values() if is_error(cls)]
+    assert len(kinds) == len(set(kinds))
+    assert set(kinds) >= {
+        "failed",
+        "input",
+        "refused",
+        "vault-forbidden",
+        "tool-missing",
+        "timeout",
+    }
+
+
+def is_error(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, errors.InstallerError)
 
 
 @pytest.mark.parametrize("arguments", [["ceremony", "show"], ["nonsense"], ["ceremony", "--x"]])
