@@ -1,6 +1,6 @@
 # `make demo` and `make test` do all their set-up. CI calls the same targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format proto bench lock setup setup-test clean
+.PHONY: help demo screens test lint format proto bench lock setup setup-test clean
 
 PY := .venv/bin/python
 DEMO_PACKAGES := softhsm2 openssl
@@ -13,6 +13,10 @@ help: ## show the targets
 demo: ## from nothing to a workload certificate signed in an HSM
 	@scripts/setup.sh $(DEMO_PACKAGES)
 	@$(PY) -m demo
+
+screens: ## the pictures of docs/screens, from the real commands
+	@scripts/setup.sh $(DEMO_PACKAGES) tmux
+	@$(PY) -m demo.screens
 
 test: ## every test, on real servers
 	@scripts/setup.sh $(TEST_PACKAGES)

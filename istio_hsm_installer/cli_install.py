@@ -8,9 +8,11 @@ from istio_hsm_installer import documents, engine, istioctl, plan, screen
 from istio_hsm_installer.engine import Outcome, Result
 from istio_hsm_installer.errors import InputError
 from istio_hsm_installer.exits import EXIT_FINE, EXIT_PENDING
-from istio_hsm_installer.options import Flavour
+from istio_hsm_installer.files import read_pem
+from istio_hsm_installer.options import Flavour, Mode
 from istio_hsm_installer.screen import Output
 from istio_hsm_installer.state import only_one
+from istio_hsm_installer.steps import istio
 from istio_hsm_installer.steps.step import Area
 from istio_hsm_installer.wiring import (
     DEFAULT_CONFIG,
@@ -112,7 +114,7 @@ def istioctl_command(config: ConfigOption = DEFAULT_CONFIG) -> None:
     options = load_options(config)
     screen.say(istioctl.as_text([options.istio.istioctl, *istioctl.install(options)]))
     if options.istio.flavour is Flavour.UPSTREAM:
-        screen.say(documents.to_yaml(istioctl.operator_overlay(options)))
+        screen.say(documents.to_yaml(istio.overlay(options)))
 
 
 def values_command(config: ConfigOption = DEFAULT_CONFIG) -> None:
@@ -122,7 +124,8 @@ def values_command(config: ConfigOption = DEFAULT_CONFIG) -> None:
         raise InputError(
             "the guide's ASM is installed by istioctl, not by Helm", hint="see: istio-hsm istioctl"
         )
-    screen.say(documents.to_yaml(istioctl.helm_values(options)))
+    root = read_pem(options.hsm.root_cert_file) if options.mode is Mode.CSR_SIGNER else b""
+    screen.say(documents.to_yaml(istioctl.helm_values(options, root.decode("ascii"))))
 
 
 def reporter(output: Output) -> engine.Report:

@@ -8,17 +8,19 @@ bridge signs through the plugin's socket.
 import shlex
 from collections.abc import Sequence
 
+from istio_hsm_installer import modes
+from istio_hsm_installer.modes import MEMORY
 from istio_hsm_installer.objects import Document
 from istio_hsm_installer.options import GUIDE_JWT_PATH, PROJECTED_JWT_PATH, Flavour, Options
 
 CREDENTIALS_DIR = "/var/run/hsm-credential"
 SOCKET_DIR = "/var/run/hsm-socket"
 SOCKET = f"{SOCKET_DIR}/.sock"
-BRIDGE_PORT = 15013
 _JWT_POLICY_GONE = (1, 22)
 _UNINSTALL_IS_STABLE = (1, 17)
 _USER = 1337
-_MEMORY = {"emptyDir": {"medium": "Memory"}}
+_FOR_EVER = 1_000_000
+"""Failures of a startup probe: the next container waits, for days if the ceremony takes days."""
 
 
 def install(options: Options) -> Sequence[str]:
@@ -47,8 +49,12 @@ def as_text(command: Sequence[str]) -> str:
     return lines.replace(" -f ", " \\\n  -f ")
 
 
-def operator_overlay(options: Options) -> Document:
-    """Return the IstioOperator for upstream; istioctl takes sidecars as a patch only."""
+def operator_overlay(options: Options, root_pem: str = "") -> Document:
+    """Return the IstioOperator for upstream; istioctl takes sidecars as a patch only.
+
+    `root_pem`: the mesh's root, which mode csr-signer tells istiod.
+    """
+    mode = modes.of(options, root_pem)
     pilot = {"path": "spec.template.spec.initContainers", "value": sidecars(options)}
     patches = [{"kind": "Deployment", "name": options.istiod_name, "patches": [pilot]}]
     spec: dict[str, object] = {"profile": options.profile}
@@ -59,41 +65,42 @@ def operator_overlay(options: Options) -> Document:
         "kind": "IstioOperator",
         "spec": {
             **spec,
-            "meshConfig": {"trustDomain": options.istio.trust_domain},
+            "meshConfig": {"trustDomain": options.istio.trust_domain, **mode.mesh_config},
             "components": {"pilot": {"k8s": {"overlays": patches}}},
             "values": {
-                "global": {
-                    "caAddress": options.istio.ca_address,
-                    "istioNamespace": options.istio.namespace,
+                "global": {"istioNamespace": options.istio.namespace, **mode.global_values},
+                "pilot": {
+                    "env": dict(mode.istiod_env),
+                    "volumes": volumes(options),
+                    **({"volumeMounts": list(mode.istiod_mounts)} if mode.istiod_mounts else {}),
                 },
-                "pilot": {"env": {"ENABLE_CA_SERVER": "false"}, "volumes": volumes(options)},
             },
         },
     }
 
 
-def helm_values(options: Options) -> Document:
-    """Return the values of the chart `istiod` for upstream."""
+def helm_values(options: Options, root_pem: str = "") -> Document:
+    """Return the values of the chart `istiod` for upstream; `root_pem` as above."""
+    mode = modes.of(options, root_pem)
     values: dict[str, object] = (
         {"revision": options.istio.revision} if options.istio.revision else {}
     )
     return {
         **values,
-        "meshConfig": {"trustDomain": options.istio.trust_domain},
-        "global": {
-            "caAddress": options.istio.ca_address,
-            "istioNamespace": options.istio.namespace,
-        },
+        "meshConfig": {"trustDomain": options.istio.trust_domain, **mode.mesh_config},
+        "global": {"istioNamespace": options.istio.namespace, **mode.global_values},
         "pilot": {
-            "env": {"ENABLE_CA_SERVER": "false"},
+            "env": dict(mode.istiod_env),
             "initContainers": sidecars(options),
             "volumes": volumes(options),
+            **({"volumeMounts": list(mode.istiod_mounts)} if mode.istiod_mounts else {}),
         },
     }
 
 
 def sidecars(options: Options) -> Sequence[Document]:
     """Return the native sidecars in the order in which they start."""
+    mode = modes.of(options)
     credentials = {"name": "hsm-credential", "mountPath": CREDENTIALS_DIR}
     socket = {"name": "hsm-socket", "mountPath": SOCKET_DIR}
     token = {"name": "vault-token", "mountPath": PROJECTED_JWT_PATH.rpartition("/")[0]}
@@ -102,7 +109,7 @@ def sidecars(options: Options) -> Sequence[Document]:
         "startupProbe": {
             "exec": {"command": ["vault-client", "healthcheck"]},
             "periodSeconds": 2,
-            "failureThreshold": 150,
+            "failureThreshold": _FOR_EVER,
         },
         "volumeMounts": [
             credentials,
@@ -112,12 +119,28 @@ def sidecars(options: Options) -> Sequence[Document]:
     }
     hsm_plugin = {
         **_sidecar("hsm-plugin", options.images.hsm_plugin, _hsm_plugin_env(options)),
-        "volumeMounts": [{**credentials, "readOnly": True}, socket],
+        "startupProbe": {
+            "exec": {"command": ["hsm-plugin", "health"]},
+            "periodSeconds": 2,
+            "timeoutSeconds": 5,
+            "failureThreshold": _FOR_EVER,
+        },
+        "volumeMounts": [
+            {**credentials, "readOnly": True},
+            socket,
+            {"name": "hsm-client-config", "mountPath": "/onprem/config", "readOnly": True},
+        ],
     }
     bridge = {
         **_sidecar("istiod-ca-bridge", options.images.bridge, _bridge_env(options)),
-        "ports": [{"name": "tls-ca", "containerPort": BRIDGE_PORT}],
-        "volumeMounts": [socket],
+        **mode.bridge,
+        "startupProbe": {
+            "exec": {"command": ["istiod-ca-bridge", "health"]},
+            "periodSeconds": 5,
+            "timeoutSeconds": 5,
+            "failureThreshold": _FOR_EVER,
+        },
+        "volumeMounts": [{**socket, "readOnly": True}, *mode.bridge_mounts],
     }
     return [vault_client, hsm_plugin, bridge]
 
@@ -130,9 +153,11 @@ def volumes(options: Options) -> Sequence[Document]:
         "expirationSeconds": 3600,
     }
     return [
-        {"name": "hsm-credential", **_MEMORY},
-        {"name": "hsm-socket", **_MEMORY},
+        {"name": "hsm-credential", **MEMORY},
+        {"name": "hsm-socket", **MEMORY},
         {"name": "vault-token", "projected": {"sources": [{"serviceAccountToken": token}]}},
+        {"name": "hsm-client-config", "configMap": {"name": "hsm-client-config"}},
+        *modes.of(options).volumes,
     ]
 
 
@@ -144,7 +169,7 @@ def expected_env(options: Options) -> dict[str, Document]:
             "hsm-plugin": _hsm_plugin_env(options),
             "istiod-ca-bridge": _bridge_env(options),
         }
-        return {**by_name, "discovery": {"ENABLE_CA_SERVER": "false"}}
+        return {**by_name, "discovery": modes.of(options).istiod_env}
     return {
         "hsm-plugin": {"P11_TOKEN": options.hsm.slot_label},
         "vaultclient": {
@@ -222,7 +247,8 @@ def _bridge_env(options: Options) -> Document:
         "KEY_MANAGEMENT_KEY_ID": options.hsm.kek_id,
         "TRUST_DOMAIN": options.istio.trust_domain,
         "POD_NAMESPACE": options.istio.namespace,
-        "CA_LISTEN": f"0.0.0.0:{BRIDGE_PORT}",
+        "ISTIO_REVISIONS": options.istio.revision or "default",
+        **modes.of(options).bridge_env,
     }
 
 

@@ -19,6 +19,7 @@ _SERVER_FIELDS = (
 )
 _SECRET_FIELDS = ("data", "stringData")
 _PLURALS = {
+    "ClusterRole": "clusterroles",
     "ClusterRoleBinding": "clusterrolebindings",
     "ConfigMap": "configmaps",
     "Deployment": "deployments",
@@ -27,6 +28,8 @@ _PLURALS = {
     "Namespace": "namespaces",
     "Node": "nodes",
     "Pod": "pods",
+    "Role": "roles",
+    "RoleBinding": "rolebindings",
     "Secret": "secrets",
     "Service": "services",
     "ServiceAccount": "serviceaccounts",

@@ -40,6 +40,12 @@ class Mode(StrEnum):
     CA_SERVER = "ca-server"
     """istiod-ca-bridge behind caAddress, with a key in the HSM."""
 
+    CSR_SIGNER = "csr-signer"
+    """istiod asks istiod-ca-bridge by Kubernetes' CSR API, with a key in the HSM."""
+
+    SEALED = "sealed"
+    """A stock istiod, its plugged-in CA key unsealed by the HSM's KEK into memory."""
+
 
 def setting(about: str, *, pattern: str = "", example: str = "", unit: str = "") -> dict[str, Any]:
     """Return a field's metadata: its help line, and what its text must look like."""
@@ -184,7 +190,7 @@ class ImageOptions:
     )
     bridge: str = field(
         default="istiod-ca-bridge:0.1.0",
-        metadata=setting("of istiod-ca-bridge; mode ca-server", pattern=IMAGE),
+        metadata=setting("of istiod-ca-bridge; not in mode asm", pattern=IMAGE),
     )
 
 
@@ -222,6 +228,15 @@ class IstioOptions:
     ca_address: str = field(
         default="istiod-ca-bridge.istio-system.svc:15012",
         metadata=setting("of the bridge; mode ca-server", pattern=HOST_PORT),
+    )
+    cert_signer: str | None = field(
+        default=None,
+        metadata=setting(
+            "domain/name of the signer; mode csr-signer",
+            pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)+"
+            r"/[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+            example="mesh.example.com/hsm",
+        ),
     )
     overlays: tuple[Path, ...] = field(
         default=(), metadata=setting("files given to istioctl with -f")

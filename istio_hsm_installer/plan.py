@@ -2,10 +2,11 @@
 
 from collections.abc import Collection, Sequence
 
-from istio_hsm_installer.options import Flavour, Options
+from istio_hsm_installer.options import Flavour, Mode, Options
 from istio_hsm_installer.steps.auth_config import AuthConfig
 from istio_hsm_installer.steps.auth_mount import AuthMount
 from istio_hsm_installer.steps.auth_role import AuthRole
+from istio_hsm_installer.steps.bridge_rights import BridgeRights
 from istio_hsm_installer.steps.bridge_service import bridge_service
 from istio_hsm_installer.steps.hsm_kek import HsmKek
 from istio_hsm_installer.steps.hsm_root import HsmRoot
@@ -47,9 +48,11 @@ def steps(options: Options, areas: Collection[Area] = ()) -> Sequence[Step]:
         AuthRole(options),
         NamespaceStep("istio-namespace", "namespace of the control plane", istio.namespace),
         vault_ca(options),
-        Istio(options),
     ]
     if istio.flavour is Flavour.UPSTREAM:
+        ordered.append(BridgeRights(options))
+    ordered.append(Istio(options))
+    if options.mode is Mode.CA_SERVER:
         ordered.append(bridge_service(options))
     if istio.revision:
         ordered.append(IstiodService(options))

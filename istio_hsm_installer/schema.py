@@ -173,7 +173,17 @@ class _Reader:
             self.fault(
                 "istio.mode",
                 f"{options.mode} does not go with flavour {istio.flavour}",
-                "asm with asm, ca-server with upstream",
+                "asm with asm; ca-server, csr-signer or sealed with upstream",
+            )
+        if options.mode is Mode.CSR_SIGNER and istio.cert_signer is None:
+            self.fault(
+                "istio.certSigner",
+                "it is not set, and mode csr-signer needs it",
+                "write such as mesh.example.com/hsm",
+            )
+        if (istio.cert_signer or "").partition("/")[0].endswith("kubernetes.io"):
+            self.fault(
+                "istio.certSigner", "kubernetes.io belongs to Kubernetes", "take a domain of yours"
             )
         if istio.flavour is Flavour.UPSTREAM and options.istio_version < _NATIVE_SIDECARS:
             self.fault(

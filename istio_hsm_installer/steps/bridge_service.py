@@ -1,6 +1,6 @@
 """Service istiod-ca-bridge: where upstream's proxies find the CA that signs in the HSM."""
 
-from istio_hsm_installer.istioctl import BRIDGE_PORT
+from istio_hsm_installer.modes import BRIDGE_PORT
 from istio_hsm_installer.objects import MANAGED_BY, Document
 from istio_hsm_installer.options import Options
 from istio_hsm_installer.steps.kube_object import KubeObject

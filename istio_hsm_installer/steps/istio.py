@@ -7,8 +7,9 @@ from istio_hsm_installer import istioctl, programs
 from istio_hsm_installer.differences import between
 from istio_hsm_installer.documents import to_yaml
 from istio_hsm_installer.errors import ToolError
+from istio_hsm_installer.files import read_pem
 from istio_hsm_installer.objects import Document, Ref, entries, named, section
-from istio_hsm_installer.options import Flavour, Options
+from istio_hsm_installer.options import Flavour, Mode, Options
 from istio_hsm_installer.steps.step import Action, Area, Change, World
 
 _WAIT_SECONDS = "10s"
@@ -45,7 +46,7 @@ class Istio:
         is_upstream = self.options.istio.flavour is Flavour.UPSTREAM
         ended = programs.run(
             [self.options.istio.istioctl, *self._install(world)],
-            stdin=to_yaml(istioctl.operator_overlay(self.options)) if is_upstream else "",
+            stdin=to_yaml(overlay(self.options)) if is_upstream else "",
             environment={"WAIT_FOR_RESOURCES_TIMEOUT": _WAIT_SECONDS},
         )
         if ended.code and self.plan(world):
@@ -78,6 +79,13 @@ class Istio:
     @property
     def _ref(self) -> Ref:
         return Ref("Deployment", self.options.istiod_name, self.options.istio.namespace, "apps/v1")
+
+
+def overlay(options: Options) -> Document:
+    """Return upstream's overlay; mode csr-signer tells istiod the root of hsm.rootCertFile."""
+    is_told = options.mode is Mode.CSR_SIGNER
+    root = read_pem(options.hsm.root_cert_file).decode("ascii") if is_told else ""
+    return istioctl.operator_overlay(options, root)
 
 
 def _facts(deployment: Document, wanted: Document) -> Document:

@@ -136,3 +136,62 @@ def test_another_control_plane_keeps_what_it_shares(site: Site) -> None:
     assert notes["mesh-leftovers"] == ["everything of the CA stays: istiod-other uses it"]
     assert set(LEFT) <= secrets_of(site)
     assert "default" in roots(site)
+
+
+UPSTREAM = """  flavour: upstream
+  version: 1.28.1
+  revision: stable
+  mode: {mode}
+  certSigner: mesh.example.com/hsm
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "may", "may_not"),
+    [
+        (
+            "csr-signer",
+            ("sign", "certificates.k8s.io", "signers", "mesh.example.com/hsm"),
+            ("create", "authentication.k8s.io", "tokenreviews", ""),
+        ),
+        (
+            "ca-server",
+            ("create", "authentication.k8s.io", "tokenreviews", ""),
+            ("sign", "certificates.k8s.io", "signers", "mesh.example.com/hsm"),
+        ),
+    ],
+)
+def test_the_bridge_gets_the_rights_of_its_mode_and_loses_them_again(
+    tmp_path: Path,
+    kube: KubeCluster,
+    bao: OpenBao,
+    mode: str,
+    may: tuple[str, ...],
+    may_not: tuple[str, ...],
+) -> None:
+    site = Site(tmp_path / "operator", kube, bao, Plugin(tmp_path / "no.sock", tmp_path, None))  # type: ignore[arg-type]  # no process
+    site.config.write_text(site.config.read_text() + UPSTREAM.format(mode=mode))
+    site.kube.create_namespace(site.istio_namespace)
+    site.kube.create_namespace(site.reviewer_namespace)
+    site.areas = ("--only", "kubernetes")
+    assert site.run("apply").code == 0
+    assert site.run("apply").document["summary"] == "no changes"
+    assert is_allowed(site, *may)
+    assert not is_allowed(site, *may_not)
+    assert site.run("undo", "--yes").code == 0
+    assert not is_allowed(site, *may)
+
+
+def is_allowed(site: Site, verb: str, group: str, resource: str, name: str) -> bool:
+    """Ask the API server what istiod's account may do."""
+    review = client.V1SubjectAccessReview(
+        spec=client.V1SubjectAccessReviewSpec(
+            user=f"system:serviceaccount:{site.istio_namespace}:istiod-stable",
+            resource_attributes=client.V1ResourceAttributes(
+                verb=verb, group=group, resource=resource, name=name
+            ),
+        )
+    )
+    api = client.AuthorizationV1Api(site.kube.admin_client())
+    answer = api.create_subject_access_review(review)
+    return answer.status is not None and answer.status.allowed is True

@@ -33,3 +33,5 @@ def options(**sections: dict[str, Any]) -> Options:
 
 
 UPSTREAM = {"flavour": "upstream", "version": "1.28.1", "revision": "stable"}
+SEALED = {**UPSTREAM, "mode": "sealed"}
+CSR_SIGNER = {**UPSTREAM, "mode": "csr-signer", "certSigner": "mesh.example.com/hsm"}
