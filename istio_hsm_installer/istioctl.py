@@ -266,5 +266,6 @@ def _sidecar(name: str, image: str, environment: Document) -> dict[str, object]:
             "readOnlyRootFilesystem": True,
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
         },
     }
