@@ -47,6 +47,9 @@ app.command(name="drill")(cli_drill.drill_command)
 app.command(name="uninstall")(cli_uninstall.uninstall_command)
 app.add_typer(cli_ceremony.app, name="ceremony")
 
+_INTERRUPTED = 130
+"""What Typer answers for Ctrl-C."""
+
 
 @app.callback(invoke_without_command=True)
 def _root(
@@ -70,6 +73,8 @@ def run(arguments: Sequence[str]) -> int:
         screen.fail_with(error.format_message(), "see --help")
         return EXIT_USAGE
     except (typer.Abort, KeyboardInterrupt):
+        result = _INTERRUPTED
+    if result == _INTERRUPTED:
         screen.fail_with("interrupted", "see what is left with plan, or just start again")
         return EXIT_FAILED
     return result if isinstance(result, int) else EXIT_FINE

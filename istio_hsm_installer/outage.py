@@ -6,7 +6,8 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from types import FrameType
+from typing import NoReturn, Protocol
 
 from istio_hsm_installer import programs
 from istio_hsm_installer.errors import InputError, InstallerError, ToolError
@@ -32,12 +33,20 @@ class Outage(Protocol):
 
 @contextmanager
 def lasting(outage: Outage) -> Iterator[None]:
-    """Begin the outage, and end it with the block."""
-    outage.begin()
+    """Begin the outage, and end it with the block; SIGTERM ends the block as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        yield
+        outage.begin()
+        try:
+            yield
+        finally:
+            outage.end()
     finally:
-        outage.end()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import shlex
 import signal
 import socket
 import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,6 +177,27 @@ def test_a_frozen_plugin_stops_issuance_and_the_drill_sees_it_come_back(live: Li
     assert found["fault"] == f"freeze process {live.site.hsm.pid}"
 
 
+def test_a_drill_that_is_told_to_end_mends_its_fault_first(live: LiveSite) -> None:
+    command = [
+        *(program("istio-hsm"), "drill", "plugin", "--yes", "--seconds", "100"),
+        *("--pid", str(live.site.hsm.pid), "--address", live.site.bridge.address),
+        *("-f", str(live.folder / "istio-hsm.yaml")),
+        *("--kubeconfig", str(live.site.kube.kubeconfig())),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    live.site.bridge.wait_until(lambda: state_of(live.site.hsm.pid) == "T", "a frozen plugin")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "interrupted" in err
+    assert state_of(live.site.hsm.pid) != "T"
+
+
+def state_of(pid: int) -> str:
+    """Return the process's state; T is a stopped one."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def test_deleted_pods_are_those_of_the_selector(live: LiveSite) -> None:
     live.site.kube.create_pod(
         live.namespace, "istiod-0", labels={"app": "istiod", "istio.io/rev": "stable"}
@@ -184,7 +206,8 @@ def test_deleted_pods_are_those_of_the_selector(live: LiveSite) -> None:
     ran = drill(live, "plugin", "--seconds", "0")
     assert ran.code == 0, ran.err
     assert ran.document["refused"] == {}
-    left = {entry.metadata.name for entry in live.core.list_namespaced_pod(live.namespace).items}
+    pods = live.core.list_namespaced_pod(live.namespace).items
+    left = {entry.metadata.name for entry in pods if entry.metadata}
     assert "other-0" in left
     assert "istiod-0" not in left
 
