@@ -29,6 +29,7 @@ def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenBao]:
 def site(tmp_path: Path, kube: KubeCluster, bao: OpenBao) -> Iterator[Site]:
     """An applied installation whose CA has run. No HSM is asked: nothing there is taken away."""
     site = Site(tmp_path / "operator", kube, bao, Plugin(tmp_path / "no.sock", tmp_path, None))  # type: ignore[arg-type]  # no process
+    forget_injection(site)
     site.areas = BESIDE_THE_HSM
     assert site.run("apply").code == 0
     site.areas = ()
@@ -58,6 +59,15 @@ def publish(site: Site, namespace: str, pem: bytes) -> None:
         data={"root-cert.pem": pem.decode()},
     )
     site.core.create_namespaced_config_map(namespace, body)
+
+
+def forget_injection(site: Site) -> None:
+    """Take off what other tests labelled: `uninstall` looks at every namespace."""
+    labelled = site.core.list_namespace(label_selector="istio.io/rev=asm-1106-2").items
+    for entry in labelled:
+        if entry.metadata and entry.metadata.name:
+            body = {"metadata": {"labels": {"istio.io/rev": None}}}
+            site.core.patch_namespace(entry.metadata.name, body)
 
 
 def inject(site: Site, revision: str | None) -> None:
