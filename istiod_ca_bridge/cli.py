@@ -22,13 +22,15 @@ from istiod_ca_bridge.server import serve
 
 _ENVIRONMENT = """\
 environment (durations as 24h or 1h30m; lists by comma):
+  BRIDGE_MODE                ca-server (default), csr-signer, sealed or asm
   BRIDGE_STORE               kubernetes (default) or directory
   BRIDGE_STORE_DIR           the directory: <dir>/<secret name>/<key>
   KUBECONFIG                 a cluster to talk to from outside; in a pod, unset
   POD_NAMESPACE              namespace of the Secrets (istio-system)
   KEY_MANAGEMENT_ENDPOINT    the HSM plugin's socket (/var/run/hsm-socket/.sock)
   KEY_MANAGEMENT_KEY_ID      KEK id; required
-  CA_KEY_MODE                resident (default: signs in the HSM) or sealed (in memory)
+  CA_KEY_MODE                resident (default: signs in the HSM) or sealed (in memory; the
+                             default, and the only one, with BRIDGE_MODE=sealed and asm)
   CA_KEY_ALGORITHM           rsa-2048 (default), rsa-3072, rsa-4096, ecdsa-p256, ecdsa-p384
   TRUST_DOMAIN               SPIFFE trust domain (cluster.local)
   CLUSTER_ID                 the cluster whose tokens are accepted (Kubernetes)
@@ -47,6 +49,13 @@ environment (durations as 24h or 1h30m; lists by comma):
   PUBLISH_ROOT_CERT          istio-ca-root-cert in every namespace (true in Kubernetes)
   ISTIOD_TLS                 the Secret istiod-tls for istiod to serve with (true in Kubernetes)
   ISTIO_REVISIONS            istiod's revisions, whose names are in it
+  CA_PLUG_IN_DIR             BRIDGE_MODE=sealed: istiod's ROOT_CA_DIR, in memory; required
+  CA_PLUG_IN_AT_EXIT         keep (default) or wipe what is in it
+  CA_PLUG_IN_ALLOW_DISK      true: it need not be in memory
+  CERT_SIGNER_DOMAIN         BRIDGE_MODE=csr-signer: as istiod's own; required
+  CERT_SIGNER_NAMES          names of our signers in that domain; required
+  CSR_REQUESTORS             <namespace>/<service account> of each istiod (by ISTIO_REVISIONS)
+  CSR_DNS_NAMES              further names of istiod, such as its ISTIOD_CUSTOM_HOST
   DRAIN_DURATION             how long requests may end after SIGTERM (10s)
   LOG_FORMAT                 text (default) or json
 """

@@ -12,8 +12,18 @@ from istiod_ca_bridge.errors import BridgeError, ConfigError
 from istiod_ca_bridge.identity import check_trust_domain
 from istiod_ca_bridge.istiod_tls import istiod_names
 from istiod_ca_bridge.lifecycle import KeyMode
+from istiod_ca_bridge.mode import BridgeMode
+from istiod_ca_bridge.mode_settings import (
+    CsrSettings,
+    PlugInSettings,
+    absolute_path,
+    signer_domain,
+    signer_names,
+    user_names,
+)
 from istiod_ca_bridge.policy import TtlPolicy
 from istiod_ca_bridge.signer import RSA_BITS, KeyAlgorithm
+from istiod_ca_bridge.signing_request import istiod_dns_names
 
 T = TypeVar("T")
 
@@ -45,6 +55,13 @@ class Address:
 @dataclass(frozen=True, slots=True)
 class Config:
     """What `serve` needs to know."""
+
+    mode: BridgeMode
+    plug_in: PlugInSettings | None
+    """With BRIDGE_MODE=sealed, and only then."""
+
+    csr: CsrSettings | None
+    """With BRIDGE_MODE=csr-signer, and only then."""
 
     store_directory: Path | None
     """None: Kubernetes Secrets."""
@@ -82,13 +99,22 @@ class Config:
 def read_config(environment: Mapping[str, str] | None = None) -> Config:
     """Return the settings, or raise one ConfigError that names every fault."""
     reader = _Reader(os.environ if environment is None else environment)
+    mode = reader.mode()
     config = Config(
+        mode=mode,
+        plug_in=reader.plug_in() if mode is BridgeMode.SEALED else None,
+        csr=reader.csr() if mode is BridgeMode.CSR_SIGNER else None,
         store_directory=reader.store_directory(),
         kubeconfig=reader.optional_path("KUBECONFIG"),
         namespace=reader.one("POD_NAMESPACE", _ISTIO_SYSTEM, _namespace),
         plugin_socket=reader.one("KEY_MANAGEMENT_ENDPOINT", "/var/run/hsm-socket/.sock", _socket),
         kek_id=reader.one("KEY_MANAGEMENT_KEY_ID", "", _kek_id),
-        key_mode=reader.one("CA_KEY_MODE", "resident", KeyMode, _choices(KeyMode)),
+        key_mode=reader.one(
+            "CA_KEY_MODE",
+            "sealed" if mode.unwraps_key else "resident",
+            KeyMode,
+            _choices(KeyMode),
+        ),
         key_algorithm=reader.one(
             "CA_KEY_ALGORITHM", "rsa-2048", _algorithm, _choices(KeyAlgorithm)
         ),
@@ -169,21 +195,58 @@ class _Reader:
         return self.text("BRIDGE_STORE", "kubernetes") == "kubernetes"
 
     def in_cluster_only(self, name: str) -> bool:
-        """Return a switch that is on in Kubernetes, and can be on nowhere else."""
+        """Return a switch that can be on in Kubernetes only, and is where agents come to us."""
         in_kubernetes = self.in_kubernetes()
-        text = self.text(name, "true" if in_kubernetes else "false")
+        switch = self.switch(name, default=in_kubernetes and self.mode().answers_agents)
+        if switch and not in_kubernetes:
+            self._faults.append(f"{name}=true needs BRIDGE_STORE=kubernetes")
+        return switch
+
+    def switch(self, name: str, *, default: bool) -> bool:
+        text = self.text(name, "true" if default else "false")
         if text not in {"true", "false"}:
             self._faults.append(f"{name} must be true or false, not {text!r}")
-        elif text == "true" and not in_kubernetes:
-            self._faults.append(f"{name}=true needs BRIDGE_STORE=kubernetes")
         return text == "true"
+
+    def mode(self) -> BridgeMode:
+        text = self.text("BRIDGE_MODE", BridgeMode.CA_SERVER.value)
+        try:
+            return BridgeMode(text)
+        except ValueError:
+            self._faults.append(f"BRIDGE_MODE must be {_choices(BridgeMode)}, not {text!r}")
+            return BridgeMode.CA_SERVER
+
+    def plug_in(self) -> PlugInSettings:
+        directory = self.one("CA_PLUG_IN_DIR", "", absolute_path)
+        at_exit = self.text("CA_PLUG_IN_AT_EXIT", "keep")
+        if at_exit not in {"keep", "wipe"}:
+            self._faults.append(f"CA_PLUG_IN_AT_EXIT must be keep or wipe, not {at_exit!r}")
+        return PlugInSettings(
+            directory=directory,
+            allow_disk=self.switch("CA_PLUG_IN_ALLOW_DISK", default=False),
+            wipe_on_exit=at_exit == "wipe",
+        )
+
+    def csr(self) -> CsrSettings:
+        namespace = self.text("POD_NAMESPACE", _ISTIO_SYSTEM)
+        services = self.one("ISTIO_REVISIONS", "", self.istiod_names)
+        accounts = ",".join(f"{namespace}/{name.partition('.')[0]}" for name in _known(services))
+        domain = self.one("CERT_SIGNER_DOMAIN", "", signer_domain)
+        names = self.one("CERT_SIGNER_NAMES", "", lambda text: signer_names(_list(text)))
+        return CsrSettings(
+            signers=tuple(f"{domain}/{name}" for name in _known(names)),
+            requestors=self.one("CSR_REQUESTORS", accounts, lambda text: user_names(_list(text))),
+            dns_names=istiod_dns_names(namespace, _known(services))
+            | frozenset(_known(self.one("CSR_DNS_NAMES", "", _dns_names))),
+        )
 
     def istiod_names(self, revisions: str) -> tuple[str, ...]:
         return istiod_names(self.text("POD_NAMESPACE", _ISTIO_SYSTEM), _list(revisions))
 
     def review_tokens(self) -> bool:
         with_keys = bool(self.text("JWKS_FILE", ""))
-        default = "kubernetes" if self.in_kubernetes() and not with_keys else "off"
+        asked = self.in_kubernetes() and self.mode().answers_agents
+        default = "kubernetes" if asked and not with_keys else "off"
         kind = self.text("TOKEN_REVIEW", default)
         if kind not in {"kubernetes", "off"}:
             self._faults.append(f"TOKEN_REVIEW must be kubernetes or off, not {kind!r}")
@@ -198,6 +261,12 @@ class _Reader:
         return "json" if text == "json" else "text"
 
     def check_together(self, config: Config) -> None:
+        if config.mode.unwraps_key and config.key_mode is KeyMode.RESIDENT:
+            self._faults.append(f"BRIDGE_MODE={config.mode.value} needs CA_KEY_MODE=sealed")
+        if not config.mode.answers_agents and config.health_listen is None:
+            self._faults.append(
+                f"BRIDGE_MODE={config.mode.value} needs HEALTH_LISTEN, for there is no CA_LISTEN"
+            )
         if config.key_mode is KeyMode.SEALED and config.key_algorithm not in (
             *RSA_BITS,
             _UNREADABLE,
@@ -213,13 +282,20 @@ class _Reader:
 
     def finish(self) -> None:
         if self._faults:
-            raise ConfigError("; ".join(self._faults), hint="see `istiod-ca-bridge serve --help`")
+            raise ConfigError(
+                "; ".join(dict.fromkeys(self._faults)), hint="see `istiod-ca-bridge serve --help`"
+            )
 
 
 _UNREADABLE: object = object()
 
 
-def _choices(kind: type[KeyMode] | type[KeyAlgorithm]) -> str:
+def _known(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return none for names that could not be read; finish() raises."""
+    return () if names is _UNREADABLE else names
+
+
+def _choices(kind: type[KeyMode | KeyAlgorithm | BridgeMode]) -> str:
     return "one of " + ", ".join(entry.value for entry in kind)
 
 

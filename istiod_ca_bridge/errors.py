@@ -53,6 +53,10 @@ class ClusterUnavailableError(BridgeError):
     """The Kubernetes API server cannot be asked now, or does not let us; tried again."""
 
 
+class AnsweredElsewhereError(BridgeError):
+    """A request has another answer by now, or is gone; there is nothing left to do."""
+
+
 class KeyServiceNotPreparedError(KeyServiceUnavailableError):
     """The plugin answers, and lacks something an operator brings: a KEK, a root, a PIN."""
 

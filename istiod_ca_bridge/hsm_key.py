@@ -204,7 +204,7 @@ class ResidentSigner:
 
 
 class MemoryKey:
-    """A key unwrapped into this process's memory; it has no way out and no repr."""
+    """A key unwrapped into this process's memory; it has one way out, and no repr."""
 
     def __init__(self, private_key: rsa.RSAPrivateKey) -> None:
         self.__private_key = private_key
@@ -219,6 +219,14 @@ class MemoryKey:
         """Return the signature made in memory, off the event loop."""
         return await asyncio.to_thread(
             self.__private_key.sign, message, padding.PKCS1v15(), hashes.SHA256()
+        )
+
+    def private_pem(self) -> bytes:
+        """Return the key as LoadSKey gave it (PKCS#1), for an istiod that signs by itself."""
+        return self.__private_key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.TraditionalOpenSSL,
+            serialization.NoEncryption(),
         )
 
     def __repr__(self) -> str:

@@ -7,7 +7,8 @@ from kubernetes import client
 
 from istiod_ca_bridge.kube_client import FAILURES, TIMEOUT_SECONDS, Cluster, unavailable
 from istiod_ca_bridge.kube_watch import watched
-from istiod_ca_bridge.root_cert import CONFIG_MAP, KEY, Change, Events
+from istiod_ca_bridge.observed import Change
+from istiod_ca_bridge.root_cert import CONFIG_MAP, KEY, Events
 
 _GONE = 404
 _EXISTS = 409
@@ -63,10 +64,10 @@ class KubernetesRootCertificates:
         )
 
 
-def _namespace(body: dict[str, Any]) -> Change:
+def _namespace(body: dict[str, Any]) -> Change[str]:
     leaving = body["metadata"].get("deletionTimestamp") is not None
     return Change(body["metadata"]["name"], None if leaving else "")
 
 
-def _held(body: dict[str, Any]) -> Change:
+def _held(body: dict[str, Any]) -> Change[str]:
     return Change(body["metadata"]["namespace"], (body.get("data") or {}).get(KEY, ""))

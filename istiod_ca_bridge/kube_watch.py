@@ -5,14 +5,16 @@ import contextlib
 import json
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import urllib3
 from kubernetes import client
 
 from istiod_ca_bridge.errors import ClusterUnavailableError
 from istiod_ca_bridge.kube_client import FAILURES, TIMEOUT_SECONDS, unavailable
-from istiod_ca_bridge.root_cert import Change, Listing
+from istiod_ca_bridge.observed import Change, Listing
+
+T = TypeVar("T")
 
 RELIST_SECONDS = 240
 """What a watch missed is found at the latest now."""
@@ -23,11 +25,13 @@ _OK = 200
 Request = Callable[..., Any]
 """A list call of the driver."""
 
-Read = Callable[[dict[str, Any]], Change]
-"""Object -> what its namespace has."""
+Read = Callable[[dict[str, Any]], Change[T]]
+"""Object -> what its name has."""
 
 
-async def watched(what: str, request: Request, read: Read) -> AsyncGenerator[Listing | Change]:
+async def watched(
+    what: str, request: Request, read: Read[T]
+) -> AsyncGenerator[Listing[T] | Change[T]]:
     """Yield a listing, then each change, until it is time to list again.
 
     `what` is the resource, as a right on it is named. ClusterUnavailableError when the API
@@ -44,11 +48,11 @@ async def watched(what: str, request: Request, read: Read) -> AsyncGenerator[Lis
         reader.stop()
 
 
-class _Reader:
+class _Reader(Generic[T]):
     """Reads on a thread of its own, for a watch blocks until something changes."""
 
-    def __init__(self, what: str, request: Request, read: Read) -> None:
-        self.events: asyncio.Queue[Listing | Change | ClusterUnavailableError | None] = (
+    def __init__(self, what: str, request: Request, read: Read[T]) -> None:
+        self.events: asyncio.Queue[Listing[T] | Change[T] | ClusterUnavailableError | None] = (
             asyncio.Queue()
         )
         self._what = what
@@ -84,7 +88,7 @@ class _Reader:
         finally:
             response.release_conn()
         changes = [self._read(entry) for entry in body["items"]]
-        self._put(Listing({it.namespace: it.content for it in changes if it.content is not None}))
+        self._put(Listing({it.name: it.content for it in changes if it.content is not None}))
         version: str = body["metadata"]["resourceVersion"]
         return version
 
@@ -104,7 +108,7 @@ class _Reader:
                     return
                 change = self._read(event["object"])
                 if event["type"] == "DELETED":
-                    change = Change(change.namespace, None)
+                    change = Change(change.name, None)
                 self._put(change)
         finally:
             response.close()
@@ -116,7 +120,7 @@ class _Reader:
             raise client.ApiException(status=response.status)
         return response
 
-    def _put(self, event: Listing | Change | ClusterUnavailableError | None) -> None:
+    def _put(self, event: Listing[T] | Change[T] | ClusterUnavailableError | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is gone: nobody listens
             self._loop.call_soon_threadsafe(self.events.put_nowait, event)
 

@@ -1,8 +1,10 @@
 """The ConfigMap that tells sidecars of a namespace which roots to trust."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from istiod_ca_bridge.observed import Change, Listing
 
 CONFIG_MAP = "istio-ca-root-cert"
 KEY = "root-cert.pem"
@@ -12,23 +14,8 @@ _AT_ONCE = 3
 _LONGEST_SECONDS = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """All that there is now, by namespace."""
-
-    contents: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What one namespace has now; None: no more."""
-
-    namespace: str
-    content: str | None
-
-
-Events = AsyncGenerator[Listing | Change, None]
-"""One listing, then changes. It ends when it is time to list again."""
+Events = AsyncGenerator[Listing[str] | Change[str], None]
+"""One listing, then changes, by namespace. It ends when it is time to list again."""
 
 
 class RootCertificates(Protocol):

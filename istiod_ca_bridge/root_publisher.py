@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from istiod_ca_bridge.errors import ClusterUnavailableError
 from istiod_ca_bridge.log import EventLog
+from istiod_ca_bridge.observed import Listing
 from istiod_ca_bridge.root_cert import (
     CONFIG_MAP,
     Events,
-    Listing,
     Pace,
     RootCertificates,
     contested,
@@ -70,7 +70,7 @@ class RootPublisher:
                         if isinstance(event, Listing):
                             self._replace(seen, event)
                         else:
-                            self._change(seen, event.namespace, event.content)
+                            self._change(seen, event.name, event.content)
                 pause = _RELIST_PAUSE_SECONDS
             except ClusterUnavailableError as error:
                 if not failures:
@@ -79,7 +79,7 @@ class RootPublisher:
                 failures = min(failures + 1, 16)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
 
-    def _replace(self, seen: dict[str, str], listing: Listing) -> None:
+    def _replace(self, seen: dict[str, str], listing: Listing[str]) -> None:
         if seen is self._held:
             self._held_listed = True
         for namespace in seen.keys() - listing.contents.keys():

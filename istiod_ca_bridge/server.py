@@ -2,11 +2,8 @@
 
 import asyncio
 import contextlib
-import os
-import shutil
 import socket
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from istio_hsm_proto.istio_ca_pb2_grpc import add_IstioCertificateServiceService
 from istiod_ca_bridge.authority import Authority
 from istiod_ca_bridge.ca_service import CertificateService, ServiceSettings
 from istiod_ca_bridge.config import Address, Config
+from istiod_ca_bridge.csr_signer import CsrSigner
 from istiod_ca_bridge.directory_store import DirectoryStore
 from istiod_ca_bridge.errors import BridgeError
 from istiod_ca_bridge.files import replace_file
@@ -25,18 +23,21 @@ from istiod_ca_bridge.istiod_tls import ISTIOD_TLS_SECRET, IstiodTls
 from istiod_ca_bridge.jwks_file import JwksFile
 from istiod_ca_bridge.kube import kubernetes_store
 from istiod_ca_bridge.kube_client import Cluster, connect
+from istiod_ca_bridge.kube_csr import KubernetesSigningRequests
 from istiod_ca_bridge.kube_root_cert import KubernetesRootCertificates
 from istiod_ca_bridge.kube_secret import KubernetesTlsSecret
 from istiod_ca_bridge.lifecycle import Lifecycle, LifecycleSettings
 from istiod_ca_bridge.log import EventLog
+from istiod_ca_bridge.plug_in_dir import PlugInDirectory
+from istiod_ca_bridge.private_folder import private_folder
 from istiod_ca_bridge.readiness import Readiness
 from istiod_ca_bridge.root_publisher import RootPublisher
 from istiod_ca_bridge.server_certificate import ServerCertificate, make_server_certificate
+from istiod_ca_bridge.signing_request import SigningPolicy
 from istiod_ca_bridge.store import SecretStore
 from istiod_ca_bridge.tls_front import FrontLimits, TlsFront, bind
 from istiod_ca_bridge.tokens import token_authenticator
 
-_MEMORY = Path("/dev/shm")  # noqa: S108 - a fresh 0700 folder is made in it
 _RETRY_SECONDS = 2.0
 _LONGEST_WAIT_SECONDS = 60.0
 """The clock is looked at this often, for it may jump."""
@@ -58,7 +59,7 @@ async def serve(
     config: Config, clock: Callable[[], datetime], log: EventLog, stop: asyncio.Event
 ) -> None:
     """Serve until `stop` is set, then drain; raises a BridgeError when only a person can help."""
-    with _private_folder() as folder:
+    with private_folder() as folder:
         async with HsmPlugin(config.plugin_socket) as keys:
             await _Process(config, clock, log, keys, folder).run(stop)
 
@@ -105,6 +106,12 @@ class _Process:
             if config.issue_istiod_tls and self._cluster is not None
             else None
         )
+        self._plug_in = _plug_in_directory(config)
+        self._csr_signer = (
+            _csr_signer(config, self._cluster, lambda: self._served, clock, log)
+            if self._cluster is not None
+            else None
+        )
         self._lifecycle = Lifecycle(
             LifecycleSettings(
                 kek_id=config.kek_id,
@@ -122,34 +129,43 @@ class _Process:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until stopped, then drain."""
-        listener = bind(self._config.listen.host, self._config.listen.port)
+        if self._plug_in is not None:
+            self._plug_in.prepare()
         await self._publish(serving=False)
-        async with self._server() as server, self._health_server():
+        async with self._ca_api() as (server, listener), self._health_server():
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(_until(stop))
-                    tasks.create_task(self._lifecycle.run())
-                    tasks.create_task(self._serve_tls(listener))
-                    tasks.create_task(
-                        Readiness(
-                            lambda: self._served, self._publish, self._clock, self._log
-                        ).watch()
+                    for work in self._work(listener):
+                        tasks.create_task(work)
+                    self._log.info(
+                        "bridge.started",
+                        mode=self._config.mode.value,
+                        address=str(self._config.listen) if listener else "",
                     )
-                    if self._jwks is not None:
-                        tasks.create_task(self._jwks.watch())
-                    if self._publisher is not None:
-                        tasks.create_task(self._publisher.run())
-                    if self._istiod_tls is not None:
-                        tasks.create_task(self._istiod_tls.run())
-                    self._log.info("bridge.started", address=str(self._config.listen))
             except* _StopRequestedError:
                 self._log.info("bridge.draining", connections=self._front.connections)
             finally:
-                listener.close()
+                if listener is not None:
+                    listener.close()
                 await self._publish(serving=False)
-                await server.stop(self._config.drain.total_seconds())
+                if server is not None:
+                    await server.stop(self._config.drain.total_seconds())
                 self._front.close()
+                if self._plug_in is not None:
+                    self._plug_in.close()
         self._log.info("bridge.stopped")
+
+    def _work(self, listener: socket.socket | None) -> Iterator[Coroutine[None, None, None]]:
+        """Yield all that runs side by side until the process is stopped."""
+        yield self._lifecycle.run()
+        yield self._serve_through_others() if listener is None else self._serve_tls(listener)
+        yield Readiness(lambda: self._served, self._publish, self._clock, self._log).watch()
+        if self._jwks is not None:
+            yield self._jwks.watch()
+        for part in (self._publisher, self._istiod_tls, self._csr_signer):
+            if part is not None:
+                yield part.run()
 
     def _adopt(self, authority: Authority) -> None:
         self._authority = authority
@@ -195,6 +211,28 @@ class _Process:
             )
             return certificate
 
+    async def _serve_through_others(self) -> None:
+        """Take up each authority where no agent comes here: istiod's folder, the CSR signer."""
+        while True:
+            await self._changed.wait()
+            authority = self._authority
+            assert authority is not None  # noqa: S101 - _adopt sets both
+            self._changed.clear()
+            try:
+                if self._plug_in is not None and await asyncio.to_thread(
+                    self._plug_in.publish, authority
+                ):
+                    self._log.info("plug_in.written", not_after=authority.not_after)
+                await self._write_roots(authority)
+            except (BridgeError, OSError) as error:
+                self._log.warning("plug_in.delayed", reason=str(error))
+                await asyncio.sleep(_RETRY_SECONDS)
+                self._changed.set()
+                continue
+            self._served = authority
+            if self._publisher is not None:
+                self._publisher.publish(authority.roots_pem)
+
     async def _due(self, served: ServerCertificate | None) -> None:
         """Return when there is a new authority, or half of the certificate's life is over."""
         while not self._changed.is_set():
@@ -219,6 +257,18 @@ class _Process:
         )
         for service in ("", CA_SERVICE):
             await self._health.set(service, status)
+
+    @contextlib.asynccontextmanager
+    async def _ca_api(
+        self,
+    ) -> AsyncIterator[tuple[grpc.aio.Server, socket.socket] | tuple[None, None]]:
+        """Have Istio's CA API ready, and an address for it, where agents come here."""
+        if not self._config.mode.answers_agents:
+            yield None, None
+            return
+        listener = bind(self._config.listen.host, self._config.listen.port)
+        async with self._server() as server:
+            yield server, listener
 
     @contextlib.asynccontextmanager
     async def _server(self) -> AsyncIterator[grpc.aio.Server]:
@@ -276,7 +326,7 @@ async def _until(stop: asyncio.Event) -> None:
 
 def _cluster(config: Config) -> Cluster | None:
     """Return the API server where anything is to be done with one."""
-    if config.store_directory is None or config.review_tokens:
+    if config.store_directory is None or config.review_tokens or config.csr is not None:
         return connect(config.kubeconfig)
     return None
 
@@ -288,12 +338,30 @@ def _store(config: Config, cluster: Cluster | None) -> SecretStore:
     return kubernetes_store(cluster, config.namespace)
 
 
-@contextlib.contextmanager
-def _private_folder() -> Iterator[Path]:
-    """Make a folder that only this user may enter, in memory where the host has that."""
-    parent = _MEMORY if os.access(_MEMORY, os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="istiod-ca-bridge-", dir=parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _plug_in_directory(config: Config) -> PlugInDirectory | None:
+    settings = config.plug_in
+    if settings is None:
+        return None
+    return PlugInDirectory(
+        settings.directory, allow_disk=settings.allow_disk, wipe=settings.wipe_on_exit
+    )
+
+
+def _csr_signer(
+    config: Config,
+    cluster: Cluster,
+    authority: Callable[[], Authority | None],
+    clock: Callable[[], datetime],
+    log: EventLog,
+) -> CsrSigner | None:
+    settings = config.csr
+    if settings is None:
+        return None
+    policy = SigningPolicy(
+        requestors=settings.requestors,
+        trust_domains=frozenset({config.trust_domain}),
+        dns_names=settings.dns_names,
+        ttl=config.ttl,
+    )
+    requests = KubernetesSigningRequests(cluster)
+    return CsrSigner(requests, settings.signers, policy, authority, clock, log)

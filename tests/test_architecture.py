@@ -29,6 +29,7 @@ DOMAIN = {
             "records",
             "store",
         ),
+        *("mode", "observed", "signing_request"),
     },
     "istio_hsm_installer": {
         *("errors", "durations", "documents", "objects", "differences"),

@@ -46,9 +46,15 @@ def documented_rights(namespace: str) -> list[dict[str, Any]]:
     return documents
 
 
-def grant(kube: KubeCluster, namespace: str) -> None:
+def shipped_rights(path: Path, namespace: str) -> list[dict[str, Any]]:
+    """Return the RBAC objects of a manifest, for a namespace of the test's own."""
+    documents = yaml.safe_load_all(path.read_text().replace("istio-system", namespace))
+    return list(documents)
+
+
+def grant(kube: KubeCluster, namespace: str, rights: list[dict[str, Any]] | None = None) -> None:
     """Give the bridge's account in the namespace what the operator's page gives it."""
-    for document in documented_rights(namespace):
+    for document in rights or documented_rights(namespace):
         utils.create_from_dict(  # type: ignore[no-untyped-call]  # untyped driver
             kube.admin_client(), document
         )
@@ -78,10 +84,12 @@ def serving_site(
     namespace: str,
     folder: Path,
     environment: Mapping[str, str] | None = None,
+    *,
+    rights: Path | None = None,
 ) -> Iterator[Site]:
-    """A bridge with the documented rights, after the ceremony."""
+    """A bridge with the documented rights, or those of a manifest, after the ceremony."""
     kube.create_namespace(namespace)
-    grant(kube, namespace)
+    grant(kube, namespace, shipped_rights(rights, namespace) if rights else None)
     hsm = softhsm.make_token(folder / "token")
     root = harness.strict_root()
     settings = {

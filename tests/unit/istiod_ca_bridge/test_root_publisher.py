@@ -8,7 +8,8 @@ import pytest
 
 from istiod_ca_bridge.errors import ClusterUnavailableError
 from istiod_ca_bridge.log import EventLog
-from istiod_ca_bridge.root_cert import Change, Events, Listing, Pace, contested
+from istiod_ca_bridge.observed import Change, Listing
+from istiod_ca_bridge.root_cert import Events, Pace, contested
 from istiod_ca_bridge.root_publisher import RootPublisher
 
 _LOG = EventLog(logging.getLogger("test.root_publisher"))
@@ -19,10 +20,10 @@ class Source:
     """One kind of object, and who watches it."""
 
     contents: dict[str, str] = field(default_factory=dict)
-    watches: list[asyncio.Queue[Change | Exception | None]] = field(default_factory=list)
+    watches: list[asyncio.Queue[Change[str] | Exception | None]] = field(default_factory=list)
 
     async def events(self) -> Events:
-        queue: asyncio.Queue[Change | Exception | None] = asyncio.Queue()
+        queue: asyncio.Queue[Change[str] | Exception | None] = asyncio.Queue()
         self.watches.append(queue)
         yield Listing(dict(self.contents))
         while (event := await queue.get()) is not None:

@@ -1,0 +1,219 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+import pytest
+from cryptography import x509
+
+from istiod_ca_bridge.authority import Authority, authority
+from istiod_ca_bridge.chain import CaChain
+from istiod_ca_bridge.csr_signer import CsrSigner
+from istiod_ca_bridge.errors import AnsweredElsewhereError, ClusterUnavailableError
+from istiod_ca_bridge.observed import Change, Listing
+from istiod_ca_bridge.signing_request import Requests, SigningRequest
+from tests.support import pki
+from tests.unit.istiod_ca_bridge.doubles import (
+    NOW,
+    ca_certificate,
+    local_signer,
+    recorded_log,
+)
+from tests.unit.istiod_ca_bridge.test_signing_request import CART, POLICY, csr, request, uri
+
+SIGNER = "mesh.example.com/hsm"
+Event = Listing[SigningRequest] | Change[SigningRequest]
+
+
+@dataclass(slots=True)
+class Cluster:
+    """Requests in memory: the first answer to a state of one wins, as at an API server."""
+
+    requests: dict[str, SigningRequest] = field(default_factory=dict)
+    watches: list[asyncio.Queue[Event | Exception | None]] = field(default_factory=list)
+    certificates: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    failures: int = 0
+    under_way: int = 0
+    most_under_way: int = 0
+
+    async def open(self, signer: str) -> Requests:
+        queue: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
+        self.watches.append(queue)
+        yield Listing({n: it for n, it in self.requests.items() if it.signer == signer})
+        while (event := await queue.get()) is not None:
+            if isinstance(event, Exception):
+                raise event
+            yield event
+
+    async def issue(self, request: SigningRequest, chain_pem: str) -> None:
+        await self._answer(request)
+        self.certificates[request.name] = chain_pem
+
+    async def fail(self, request: SigningRequest, reason: str, message: str) -> None:
+        await self._answer(request)
+        self.failed[request.name] = (reason, message)
+
+    async def _answer(self, request: SigningRequest) -> None:
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        await asyncio.sleep(0)
+        self.under_way -= 1
+        if self.failures:
+            self.failures -= 1
+            raise ClusterUnavailableError("away")
+        if self.requests.get(request.name) != request:
+            raise AnsweredElsewhereError("changed")
+        del self.requests[request.name]
+        self.tell(Change(request.name, None))
+
+    def put(self, it: SigningRequest) -> None:
+        self.requests[it.name] = it
+        self.tell(Change(it.name, it))
+
+    def tell(self, event: Event | Exception | None) -> None:
+        for queue in self.watches:
+            queue.put_nowait(event)
+        if not isinstance(event, Listing | Change):
+            self.watches.clear()
+
+
+def ca() -> Authority:
+    root, signer = pki.root(), local_signer()
+    chain = CaChain((ca_certificate(signer.public_key, root),), (root.certificate,))
+    return authority(chain, signer)
+
+
+@asynccontextmanager
+async def running(
+    cluster: Cluster, *serving: Authority, replicas: int = 1
+) -> AsyncIterator[list[str]]:
+    log, lines = recorded_log()
+    signers = [
+        CsrSigner(
+            cluster,
+            (SIGNER,),
+            POLICY,
+            lambda: serving[0] if serving else None,
+            lambda: NOW,
+            log,
+        )
+        for _ in range(replicas)
+    ]
+    tasks = [asyncio.create_task(signer.run()) for signer in signers]
+    yield lines
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def until(condition: object) -> None:
+    assert callable(condition)
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - what is awaited is not ours
+            await asyncio.sleep(0.005)
+
+
+def named(name: str) -> SigningRequest:
+    return replace(request(csr(uri(CART))), name=name)
+
+
+async def test_what_waits_at_the_start_and_what_comes_later_are_both_signed() -> None:
+    cluster, serving = Cluster({"early": named("early")}), ca()
+    async with running(cluster, serving) as lines:
+        await until(lambda: "early" in cluster.certificates)
+        cluster.put(named("late"))
+        await until(lambda: "late" in cluster.certificates)
+
+    leaf, *intermediates = x509.load_pem_x509_certificates(cluster.certificates["late"].encode())
+    leaf.verify_directly_issued_by(serving.chain.ca)
+    assert intermediates == list(serving.chain.intermediates)
+    assert sum("certificate.issued" in line for line in lines) == 2
+
+
+async def test_a_refused_request_fails_with_its_reason() -> None:
+    foreign = replace(named("foreign"), csr_pem=csr(uri("spiffe://evil.test/ns/a/sa/b")))
+    cluster = Cluster({"foreign": foreign, "empty": replace(named("empty"), csr_pem="")})
+    async with running(cluster, ca()):
+        await until(lambda: len(cluster.failed) == 2)
+
+    assert cluster.failed["foreign"] == ("Forbidden", "trust domain evil.test is not of this mesh")
+    assert cluster.failed["empty"] == ("Invalid", "the CSR is empty")
+    assert cluster.certificates == {}
+
+
+async def test_requests_wait_for_the_ca_and_outlast_an_api_server_that_is_away() -> None:
+    cluster = Cluster({"one": named("one")}, failures=2)
+    async with running(cluster) as lines:
+        await until(lambda: any("csr.delayed" in line for line in lines))
+    assert cluster.certificates == {}
+
+    async with running(cluster, ca()) as lines:
+        await until(lambda: "one" in cluster.certificates)
+    assert sum("csr.delayed" in line for line in lines) == 1
+
+
+async def test_a_watch_that_ends_or_breaks_is_taken_up_again() -> None:
+    cluster = Cluster()
+    async with running(cluster, ca()) as lines:
+        for name, end in (("a", None), ("b", ClusterUnavailableError("away"))):
+            await until(lambda: cluster.watches)
+            cluster.tell(end)
+            cluster.requests[name] = named(name)
+            await until(lambda name=name: name in cluster.certificates)
+
+    assert sum("csr.not_watched" in line for line in lines) == 1
+    assert any("csr.watched_again" in line for line in lines)
+
+
+async def test_of_several_replicas_one_answers_each_request_and_none_complains() -> None:
+    cluster = Cluster({str(number): named(str(number)) for number in range(30)})
+    async with running(cluster, ca(), replicas=3) as lines:
+        await until(lambda: len(cluster.certificates) == 30)
+
+    assert sum("certificate.issued" in line for line in lines) == 30
+    assert not [line for line in lines if "delayed" in line or "refused" in line]
+
+
+async def test_a_request_that_changed_meanwhile_is_answered_in_its_new_state() -> None:
+    cluster, old = Cluster(), named("one")
+    async with running(cluster, ca()):
+        await until(lambda: cluster.watches)
+        cluster.requests["one"] = replace(old, version="2")
+        cluster.tell(Change("one", old))
+        await asyncio.sleep(0.05)
+        assert cluster.certificates == {}
+        cluster.put(replace(old, version="2"))
+        await until(lambda: "one" in cluster.certificates)
+
+
+async def test_a_herd_is_signed_with_a_bounded_number_under_way() -> None:
+    cluster = Cluster({str(number): named(str(number)) for number in range(100)})
+    async with running(cluster, ca()):
+        await until(lambda: len(cluster.certificates) == 100)
+
+    assert cluster.most_under_way <= 12
+
+
+async def test_a_request_that_istiod_gave_up_is_forgotten() -> None:
+    cluster = Cluster({"one": named("one")})
+    async with running(cluster) as lines:
+        await until(lambda: any("csr.delayed" in line for line in lines))
+        del cluster.requests["one"]
+        cluster.tell(Change("one", None))
+        await asyncio.sleep(0.5)
+
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize("past", [timedelta(0), timedelta(minutes=1)])
+async def test_an_expired_ca_signs_nothing_and_fails_nothing(past: timedelta) -> None:
+    root, signer = pki.root(), local_signer()
+    certificate = ca_certificate(signer.public_key, root, not_after=NOW - past)
+    expired = authority(CaChain((certificate,), (root.certificate,)), signer)
+    cluster = Cluster({"one": named("one")})
+    async with running(cluster, expired) as lines:
+        await until(lambda: any("expired" in line for line in lines))
+
+    assert (cluster.certificates, cluster.failed) == ({}, {})
