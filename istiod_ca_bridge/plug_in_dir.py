@@ -19,6 +19,7 @@ from istiod_ca_bridge.authority import Authority
 from istiod_ca_bridge.chain import pem_of
 from istiod_ca_bridge.errors import BridgeError, ConfigError
 from istiod_ca_bridge.hsm_key import MemoryKey
+from istiod_ca_bridge.signer import Signer
 
 KEY = "ca-key.pem"
 FILES = (KEY, "ca-cert.pem", "cert-chain.pem", "root-cert.pem")
@@ -72,17 +73,16 @@ class PlugInDirectory:
                     )
             self._clear_leftovers()
 
-    def publish(self, authority: Authority) -> bool:
-        """Have the folder hold this CA; return whether anything changed.
+    def publish(self, authority: Authority, key: Signer) -> bool:
+        """Have the folder hold this CA and its key; return whether anything changed.
 
         Takes as long as a reader of the set before may need. BridgeError when it cannot be
         written now.
         """
-        signer = authority.signer
-        if not isinstance(signer, MemoryKey):
+        if not isinstance(key, MemoryKey):
             raise ConfigError("only a sealed CA key can be given to istiod", hint="BRIDGE_MODE")
         files = {
-            KEY: signer.private_pem(),
+            KEY: key.private_pem(),
             "ca-cert.pem": pem_of(authority.chain.ca).encode(),
             "cert-chain.pem": authority.intermediates_pem.encode(),
             "root-cert.pem": authority.roots_pem.encode(),

@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -37,6 +38,9 @@ from istiod_ca_bridge.signing_request import SigningPolicy
 from istiod_ca_bridge.store import SecretStore
 from istiod_ca_bridge.tls_front import FrontLimits, TlsFront, bind
 from istiod_ca_bridge.tokens import token_authenticator
+
+if TYPE_CHECKING:
+    from istiod_ca_bridge.signer import Signer
 
 _RETRY_SECONDS = 2.0
 _LONGEST_WAIT_SECONDS = 60.0
@@ -81,6 +85,9 @@ class _Process:
         self._clock = clock
         self._log = log
         self._authority: Authority | None = None
+        self._key: Signer | None = None
+        """The key of that authority, as the lifecycle handed it over."""
+
         self._served: Authority | None = None
         self._changed = asyncio.Event()
         self._health = health.aio.HealthServicer()
@@ -169,6 +176,7 @@ class _Process:
 
     def _adopt(self, authority: Authority) -> None:
         self._authority = authority
+        self._key = authority.signer
         self._changed.set()
 
     async def _serve_tls(self, listener: socket.socket) -> None:
@@ -215,12 +223,13 @@ class _Process:
         """Take up each authority where no agent comes here: istiod's folder, the CSR signer."""
         while True:
             await self._changed.wait()
-            authority = self._authority
-            assert authority is not None  # noqa: S101 - _adopt sets both
+            authority, key = self._authority, self._key
+            assert authority is not None  # noqa: S101 - _adopt sets all three
+            assert key is not None  # noqa: S101 - as above
             self._changed.clear()
             try:
                 if self._plug_in is not None and await asyncio.to_thread(
-                    self._plug_in.publish, authority
+                    self._plug_in.publish, authority, key
                 ):
                     self._log.info("plug_in.written", not_after=authority.not_after)
                 await self._write_roots(authority)

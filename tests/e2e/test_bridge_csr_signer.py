@@ -143,13 +143,16 @@ def istiod(site: Site) -> Iterator[Istiod]:
         },
     ]
     site.kube.create_service_account(site.namespace, "istiod")
-    for kind, body in (("ClusterRole", {"rules": rules}), ("ClusterRoleBinding", {})):
-        binding = body or {"roleRef": role, "subjects": [account]}
+    bodies: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("ClusterRole", {"rules": rules}),
+        ("ClusterRoleBinding", {"roleRef": role, "subjects": [account]}),
+    )
+    for kind, body in bodies:
         document = {
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": kind,
             "metadata": {"name": name},
-            **binding,
+            **body,
         }
         utils.create_from_dict(  # type: ignore[no-untyped-call]  # untyped driver
             site.kube.admin_client(), document
