@@ -14,6 +14,7 @@ import urllib3
 import yaml
 from kubernetes import client
 
+from istiod_ca_bridge.config import read_config
 from tests.e2e.istiod_forms import (
     DEPLOY,
     Object,
@@ -48,9 +49,6 @@ _SOURCES = (
 )
 # Read by the Luna client and by istiod.
 _OTHERS = {"ChrystokiConfigurationPath", "ROOT_CA_DIR", "REVISION", "ENABLE_CA_SERVER"}
-_NOT_YET_READ = {"CA_PLUG_IN_DIR"}
-"""A setting that the manifests are ahead with: sealed mode's directory."""
-
 _SIDECARS = ["vault-client", "hsm-plugin", "istiod-ca-bridge"]
 
 
@@ -112,13 +110,15 @@ def api(kube: KubeCluster, namespace: str) -> Iterator[Api]:
     client.CoreV1Api(kube.admin_client()).delete_namespace(namespace)
 
 
-def ca_server(folder: Path, namespace: str = "istio-system") -> list[Object]:
-    """Return the objects of ca-server mode, moved to a namespace."""
+def ca_server(
+    folder: Path, namespace: str = "istio-system", form: str = "ca-server"
+) -> list[Object]:
+    """Return the objects of a mode with a bridge of its own, moved to a namespace."""
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "namespace": namespace,
-        "resources": [os.path.relpath(DEPLOY / "kustomize/ca-server", folder)],
+        "resources": [os.path.relpath(DEPLOY / "kustomize" / form, folder)],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     return list(yaml.safe_load_all(kustomize.build(folder)))
@@ -158,6 +158,41 @@ def test_ca_server_mode_is_accepted_whole_and_without_a_warning(api: Api, tmp_pa
         kind: (201, "") for kind in _COLLECTIONS if kind != "Pod"
     }
     assert [answer.warnings for answer in answers.values() if answer.warnings] == []
+
+
+@pytest.mark.usefixtures("_kustomize")
+@pytest.mark.parametrize(("form", "mode"), [("csr-signer", "csr-signer"), ("asm-bridge", "asm")])
+def test_the_bridges_other_modes_are_accepted_and_their_pods_are_restricted_too(
+    api: Api, tmp_path: Path, form: str, mode: str
+) -> None:
+    objects = ca_server(tmp_path, api.namespace, form)
+    answers = [api.create(entry) for entry in objects]
+    api.create(only(objects, "ServiceAccount"), dry_run=False)
+
+    run = api.create(pod_of(only(objects, "Deployment")))
+
+    assert {(answer.status, answer.message) for answer in (*answers, run)} == {(201, "")}
+    [bridge] = pod_of(only(objects, "Deployment"))["spec"]["containers"]
+    assert {"name": "BRIDGE_MODE", "value": mode} in bridge["env"]
+    signer = form == "csr-signer"
+    assert [port["name"] for port in bridge["ports"]] == ["grpc-ca", "grpc-health"][signer:]
+    assert len([entry for entry in objects if entry["kind"] == "Service"]) == (not signer)
+
+
+@pytest.mark.usefixtures("_kustomize")
+def test_the_signer_gets_the_rights_that_its_own_tests_run_it_with(tmp_path: Path) -> None:
+    tested = list(yaml.safe_load_all((DEPLOY / "kustomize/csr-signer/rbac.yaml").read_text()))
+    built = ca_server(tmp_path, form="csr-signer")
+
+    for kind in ("Role", "ClusterRole"):
+        assert only(built, kind)["rules"] == only(tested, kind)["rules"]
+    settings = only(built, "ConfigMap")["data"]
+    signer = f"{settings['CERT_SIGNER_DOMAIN']}/{settings['CERT_SIGNER_NAMES']}"
+    assert only(built, "ClusterRole")["rules"][-1]["resourceNames"] == [signer]
+    values = load("helm/istiod-csr-signer.yaml")
+    assert values["pilot"]["env"]["CERT_SIGNER_DOMAIN"] == settings["CERT_SIGNER_DOMAIN"]
+    assert values["global"]["certSigners"] == [signer]
+    assert values["meshConfig"]["caCertificates"][0]["certSigners"] == [signer]
 
 
 @pytest.mark.usefixtures("_kustomize")
@@ -385,8 +420,38 @@ def test_every_setting_in_a_manifest_is_one_that_a_program_reads() -> None:
     for path in DEPLOY.rglob("*.yaml"):
         set_here |= set(re.findall(r"- (?:\{)?name: (\w*[A-Z]\w*)", path.read_text()))
 
-    assert set_here - read - _OTHERS <= _NOT_YET_READ
+    assert set_here - read - _OTHERS == set()
     assert {"P11_LIB", "VAULT_ROLE", "KEY_MANAGEMENT_KEY_ID"} <= set_here
+
+
+@pytest.mark.usefixtures("_kustomize")
+def test_the_bridge_reads_the_settings_of_each_form(tmp_path: Path) -> None:
+    modes = {"ca-server": "ca-server", "csr-signer": "csr-signer", "asm-bridge": "asm"}
+    pods = {}
+    for form in modes:
+        objects = ca_server(tmp_path, form=form)
+        pods[form] = (only(objects, "Deployment"), only(objects, "ConfigMap")["data"])
+    settings = pods["ca-server"][1]
+    for form, istiod in sealed_forms(tmp_path).items():
+        modes[form] = "sealed"
+        pods[form] = (istiod, settings)
+
+    for form, (deployment, values) in pods.items():
+        pod = deployment["spec"]["template"]["spec"]
+        every = pod["initContainers"] + pod["containers"]
+        [bridge] = [it for it in every if it["name"] == "istiod-ca-bridge"]
+        environment = {
+            it["name"]: it["value"] if "value" in it else from_elsewhere(it["valueFrom"], values)
+            for it in bridge["env"]
+        }
+        assert read_config(environment).mode.value == modes[form], form
+
+
+def from_elsewhere(source: Object, settings: Object) -> str:
+    """Return what the kubelet fills in."""
+    if "fieldRef" in source:
+        return {"metadata.namespace": "istio-system"}.get(source["fieldRef"]["fieldPath"], "x")
+    return str(settings[source["configMapKeyRef"]["key"]])
 
 
 def test_an_overlay_path_that_leads_nowhere_is_an_error() -> None:

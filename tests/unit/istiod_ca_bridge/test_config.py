@@ -6,6 +6,8 @@ import pytest
 from istiod_ca_bridge.config import Address, read_config
 from istiod_ca_bridge.errors import ConfigError
 from istiod_ca_bridge.lifecycle import KeyMode
+from istiod_ca_bridge.mode import BridgeMode
+from istiod_ca_bridge.mode_settings import PlugInSettings
 from istiod_ca_bridge.signer import KeyAlgorithm
 
 LEAST = {"KEY_MANAGEMENT_KEY_ID": "kek"}
@@ -145,3 +147,89 @@ def test_what_belongs_to_the_cluster_is_done_in_kubernetes_only_and_can_be_switc
 def test_a_wrong_switch_is_a_fault(changes: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"PUBLISH_ROOT_CERT|ISTIOD_TLS|ISTIO_REVISIONS"):
         read_config(LEAST | changes)
+
+
+CSR_SIGNER = LEAST | {
+    "BRIDGE_MODE": "csr-signer",
+    "CERT_SIGNER_DOMAIN": "mesh.example.com",
+    "CERT_SIGNER_NAMES": "hsm, other",
+    "HEALTH_LISTEN": "127.0.0.1:1",
+}
+SEALED = LEAST | {
+    "BRIDGE_MODE": "sealed",
+    "CA_PLUG_IN_DIR": "/run/cacerts",
+    "HEALTH_LISTEN": "127.0.0.1:1",
+}
+
+
+def test_by_default_agents_come_to_the_bridge_and_no_mode_has_settings_of_another() -> None:
+    config = read_config(LEAST)
+
+    assert config.mode is BridgeMode.CA_SERVER
+    assert (config.plug_in, config.csr) == (None, None)
+    assert (config.publish_root_cert, config.issue_istiod_tls, config.review_tokens) == (True,) * 3
+
+
+def test_a_csr_signer_trusts_the_istiods_of_its_namespace_and_revisions() -> None:
+    config = read_config(
+        CSR_SIGNER
+        | {"POD_NAMESPACE": "mesh", "ISTIO_REVISIONS": "1-32", "CSR_DNS_NAMES": "xds.example.com"}
+    )
+
+    assert config.csr is not None
+    assert config.csr.signers == ("mesh.example.com/hsm", "mesh.example.com/other")
+    assert config.csr.requestors == {
+        "system:serviceaccount:mesh:istiod",
+        "system:serviceaccount:mesh:istiod-1-32",
+    }
+    assert config.csr.dns_names == {
+        *("istiod.mesh.svc", "istiod-1-32.mesh.svc", "istiod-remote.mesh.svc"),
+        *("istio-pilot.mesh.svc", "xds.example.com"),
+    }
+    assert (config.publish_root_cert, config.issue_istiod_tls, config.review_tokens) == (False,) * 3
+    assert config.key_mode is KeyMode.RESIDENT
+
+
+def test_only_named_accounts_are_trusted_when_they_are_named() -> None:
+    config = read_config(CSR_SIGNER | {"CSR_REQUESTORS": "a/pilot"})
+
+    assert config.csr is not None
+    assert config.csr.requestors == {"system:serviceaccount:a:pilot"}
+
+
+def test_sealed_and_asm_have_a_sealed_key() -> None:
+    sealed, asm = read_config(SEALED), read_config(LEAST | {"BRIDGE_MODE": "asm"})
+
+    assert sealed.plug_in == PlugInSettings(
+        Path("/run/cacerts"), allow_disk=False, wipe_on_exit=False
+    )
+    assert (sealed.key_mode, asm.key_mode) == (KeyMode.SEALED, KeyMode.SEALED)
+    assert (sealed.publish_root_cert, asm.publish_root_cert) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "value"),
+    [
+        (LEAST, "BRIDGE_MODE", "signer"),
+        (LEAST | {"BRIDGE_MODE": "asm"}, "CA_KEY_MODE", "resident"),
+        (SEALED, "CA_KEY_MODE", "resident"),
+        (SEALED, "HEALTH_LISTEN", ""),
+        (SEALED, "CA_PLUG_IN_DIR", ""),
+        (SEALED, "CA_PLUG_IN_DIR", "etc/cacerts"),
+        (SEALED, "CA_PLUG_IN_AT_EXIT", "shred"),
+        (SEALED, "CA_PLUG_IN_ALLOW_DISK", "yes"),
+        (CSR_SIGNER, "HEALTH_LISTEN", ""),
+        (CSR_SIGNER, "CERT_SIGNER_DOMAIN", ""),
+        (CSR_SIGNER, "CERT_SIGNER_DOMAIN", "kubernetes.io"),
+        (CSR_SIGNER, "CERT_SIGNER_DOMAIN", "nodomain"),
+        (CSR_SIGNER, "CERT_SIGNER_NAMES", ""),
+        (CSR_SIGNER, "CERT_SIGNER_NAMES", "a/b"),
+        (CSR_SIGNER, "CSR_REQUESTORS", "istiod"),
+        (CSR_SIGNER, "CSR_DNS_NAMES", "*.test"),
+    ],
+)
+def test_a_setting_of_a_mode_that_cannot_work_is_named(
+    base: dict[str, str], name: str, value: str
+) -> None:
+    with pytest.raises(ConfigError, match=name):
+        read_config(base | {name: value})
