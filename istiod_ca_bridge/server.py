@@ -234,7 +234,7 @@ class _Process:
                     self._log.info("plug_in.written", not_after=authority.not_after)
                 await self._write_roots(authority)
             except (BridgeError, OSError) as error:
-                self._log.warning("plug_in.delayed", reason=str(error))
+                self._log.warning("authority.delayed", reason=str(error))
                 await asyncio.sleep(_RETRY_SECONDS)
                 self._changed.set()
                 continue

@@ -293,6 +293,18 @@ def test_two_replicas_and_the_death_of_one_leave_no_request_unanswered(
         assert "csr.delayed" not in log
 
 
+def test_a_request_right_after_an_outage_of_the_api_server_is_signed(
+    site: Site, istiod: Istiod
+) -> None:
+    site.kube.stop_apiserver()
+    site.bridge.await_log("csr.not_watched")
+    site.kube.start_apiserver()
+
+    assert istiod.sign(workload())
+    site.bridge.await_log("csr.watched_again")
+    assert site.bridge.health() == 1
+
+
 def test_the_account_may_do_this_and_nothing_else(site: Site) -> None:
     group = "certificates.k8s.io"
     verbs = ("get", "list", "watch", "create", "update", "patch", "delete", "sign", "approve")

@@ -10,12 +10,18 @@ from cryptography import x509
 from istiod_ca_bridge.authority import Authority, authority
 from istiod_ca_bridge.chain import CaChain
 from istiod_ca_bridge.csr_signer import CsrSigner
-from istiod_ca_bridge.errors import AnsweredElsewhereError, ClusterUnavailableError
+from istiod_ca_bridge.errors import (
+    AnsweredElsewhereError,
+    ClusterUnavailableError,
+    KeyServiceUnavailableError,
+)
 from istiod_ca_bridge.observed import Change, Listing
+from istiod_ca_bridge.signer import PublicKey
 from istiod_ca_bridge.signing_request import Requests, SigningRequest
 from tests.support import pki
 from tests.unit.istiod_ca_bridge.doubles import (
     NOW,
+    LocalSigner,
     ca_certificate,
     local_signer,
     recorded_log,
@@ -152,6 +158,35 @@ async def test_requests_wait_for_the_ca_and_outlast_an_api_server_that_is_away()
     async with running(cluster, ca()) as lines:
         await until(lambda: "one" in cluster.certificates)
     assert sum("csr.delayed" in line for line in lines) == 1
+
+
+class Away:
+    """A key whose HSM is away for the first few signatures."""
+
+    def __init__(self, signer: LocalSigner, failures: int) -> None:
+        self._signer = signer
+        self._failures = failures
+
+    @property
+    def public_key(self) -> PublicKey:
+        return self._signer.public_key
+
+    async def sign(self, message: bytes) -> bytes:
+        if self._failures:
+            self._failures -= 1
+            raise KeyServiceUnavailableError("the HSM is away")
+        return await self._signer.sign(message)
+
+
+async def test_an_hsm_that_is_away_fails_no_request() -> None:
+    root, signer = pki.root(), local_signer()
+    chain = CaChain((ca_certificate(signer.public_key, root),), (root.certificate,))
+    cluster = Cluster({"one": named("one")})
+    async with running(cluster, authority(chain, Away(signer, 2))) as lines:
+        await until(lambda: "one" in cluster.certificates)
+
+    assert cluster.failed == {}
+    assert sum("the HSM is away" in line for line in lines) == 1
 
 
 async def test_a_watch_that_ends_or_breaks_is_taken_up_again() -> None:
