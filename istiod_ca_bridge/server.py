@@ -15,7 +15,6 @@ from istio_hsm_proto.istio_ca_pb2_grpc import add_IstioCertificateServiceService
 from istiod_ca_bridge.authority import Authority
 from istiod_ca_bridge.ca_service import CertificateService, ServiceSettings
 from istiod_ca_bridge.config import Address, Config
-from istiod_ca_bridge.csr_signer import CsrSigner
 from istiod_ca_bridge.directory_store import DirectoryStore
 from istiod_ca_bridge.errors import BridgeError
 from istiod_ca_bridge.files import replace_file
@@ -24,17 +23,15 @@ from istiod_ca_bridge.istiod_tls import ISTIOD_TLS_SECRET, IstiodTls
 from istiod_ca_bridge.jwks_file import JwksFile
 from istiod_ca_bridge.kube import kubernetes_store
 from istiod_ca_bridge.kube_client import Cluster, connect
-from istiod_ca_bridge.kube_csr import KubernetesSigningRequests
 from istiod_ca_bridge.kube_root_cert import KubernetesRootCertificates
 from istiod_ca_bridge.kube_secret import KubernetesTlsSecret
 from istiod_ca_bridge.lifecycle import Lifecycle, LifecycleSettings
 from istiod_ca_bridge.log import EventLog
-from istiod_ca_bridge.plug_in_dir import PlugInDirectory
+from istiod_ca_bridge.mode_wiring import csr_signer, plug_in_directory
 from istiod_ca_bridge.private_folder import private_folder
 from istiod_ca_bridge.readiness import Readiness
 from istiod_ca_bridge.root_publisher import RootPublisher
 from istiod_ca_bridge.server_certificate import ServerCertificate, make_server_certificate
-from istiod_ca_bridge.signing_request import SigningPolicy
 from istiod_ca_bridge.store import SecretStore
 from istiod_ca_bridge.tls_front import FrontLimits, TlsFront, bind
 from istiod_ca_bridge.tokens import token_authenticator
@@ -43,6 +40,7 @@ if TYPE_CHECKING:
     from istiod_ca_bridge.signer import Signer
 
 _RETRY_SECONDS = 2.0
+_LOOK_SECONDS = 5.0
 _LONGEST_WAIT_SECONDS = 60.0
 """The clock is looked at this often, for it may jump."""
 
@@ -113,12 +111,8 @@ class _Process:
             if config.issue_istiod_tls and self._cluster is not None
             else None
         )
-        self._plug_in = _plug_in_directory(config)
-        self._csr_signer = (
-            _csr_signer(config, self._cluster, lambda: self._served, clock, log)
-            if self._cluster is not None
-            else None
-        )
+        self._plug_in = plug_in_directory(config)
+        self._csr_signer = csr_signer(config, self._cluster, lambda: self._served, clock, log)
         self._lifecycle = Lifecycle(
             LifecycleSettings(
                 kek_id=config.kek_id,
@@ -220,27 +214,37 @@ class _Process:
             return certificate
 
     async def _serve_through_others(self) -> None:
-        """Take up each authority where no agent comes here: istiod's folder, the CSR signer."""
+        """Take up each authority where no agent comes here: istiod's folder, the CSR signer.
+
+        Now and then the folder is looked at, and mended when it was changed by hand.
+        """
         while True:
-            await self._changed.wait()
-            authority, key = self._authority, self._key
-            assert authority is not None  # noqa: S101 - _adopt sets all three
-            assert key is not None  # noqa: S101 - as above
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), _LOOK_SECONDS)
+            is_new = self._changed.is_set()
             self._changed.clear()
+            authority, key = self._authority, self._key
+            if authority is None or key is None:
+                continue
             try:
-                if self._plug_in is not None and await asyncio.to_thread(
-                    self._plug_in.publish, authority, key
-                ):
-                    self._log.info("plug_in.written", not_after=authority.not_after)
-                await self._write_roots(authority)
+                await self._plug_in_now(authority, key)
+                if is_new:
+                    await self._write_roots(authority)
             except (BridgeError, OSError) as error:
                 self._log.warning("authority.delayed", reason=str(error))
+                self._served = None
                 await asyncio.sleep(_RETRY_SECONDS)
                 self._changed.set()
                 continue
             self._served = authority
-            if self._publisher is not None:
+            if is_new and self._publisher is not None:
                 self._publisher.publish(authority.roots_pem)
+
+    async def _plug_in_now(self, authority: Authority, key: "Signer") -> None:
+        if self._plug_in is not None and await asyncio.to_thread(
+            self._plug_in.publish, authority, key
+        ):
+            self._log.info("plug_in.written", not_after=authority.not_after)
 
     async def _due(self, served: ServerCertificate | None) -> None:
         """Return when there is a new authority, or half of the certificate's life is over."""
@@ -345,32 +349,3 @@ def _store(config: Config, cluster: Cluster | None) -> SecretStore:
         return DirectoryStore(config.store_directory)
     assert cluster is not None  # noqa: S101 - _cluster connects when there is no directory
     return kubernetes_store(cluster, config.namespace)
-
-
-def _plug_in_directory(config: Config) -> PlugInDirectory | None:
-    settings = config.plug_in
-    if settings is None:
-        return None
-    return PlugInDirectory(
-        settings.directory, allow_disk=settings.allow_disk, wipe=settings.wipe_on_exit
-    )
-
-
-def _csr_signer(
-    config: Config,
-    cluster: Cluster,
-    authority: Callable[[], Authority | None],
-    clock: Callable[[], datetime],
-    log: EventLog,
-) -> CsrSigner | None:
-    settings = config.csr
-    if settings is None:
-        return None
-    policy = SigningPolicy(
-        requestors=settings.requestors,
-        trust_domains=frozenset({config.trust_domain}),
-        dns_names=settings.dns_names,
-        ttl=config.ttl,
-    )
-    requests = KubernetesSigningRequests(cluster)
-    return CsrSigner(requests, settings.signers, policy, authority, clock, log)

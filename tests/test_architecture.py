@@ -39,7 +39,10 @@ DOMAIN = {
 }
 """Modules that do no I/O and read no clock, file or environment; what they need is passed in."""
 
-EDGES = {"cli", "client", "server", "service", "daemon", "agent", "csr_signer", "root_publisher"}
+EDGES = {
+    *("cli", "client", "server", "service", "daemon", "agent"),
+    *("csr_signer", "mode_wiring", "root_publisher"),
+}
 """Modules that only `__main__` and other edges may import; so are all that end in _service."""
 
 CONTRACT_USERS = {
