@@ -28,6 +28,11 @@ DOMAIN = {
             "chain",
             "records",
             "store",
+            "schedule",
+            "weak_keys",
+            "issuance_chain",
+            "crl",
+            "remote_kubeconfig",
         ),
     },
     "istio_hsm_installer": {
@@ -53,6 +58,7 @@ DRIVERS = {
     "pkcs11": set(),  # a test's driver only: docs/adr/0004
     "hvac": {"vault_client.vault", "istio_hsm_installer.vault"},
     "kubernetes": {f"{package}.kube" for package in PACKAGES},
+    "prometheus_client": {f"{package}.metrics" for package in PACKAGES},
 }
 """The one module of a package that may import the driver; parts of it are named `<module>_…`."""
 
