@@ -10,6 +10,12 @@ from hsm_plugin.errors import BadRequestError
 KEK_LABEL = "k8s-kms-plugin-kek"
 """CKA_LABEL of a KEK, as the reference plugin writes it."""
 
+CBC_KEK_LABEL = "k8s-dek"
+"""CKA_LABEL of a KEK for AES-CBC, the reference's default of --p11-key-label."""
+
+CBC_MAC_LABEL = "k8s-hmac"
+"""CKA_LABEL of the HMAC key beside it, the reference's default of --p11-hmac-label."""
+
 SIGNING_KEY_LABEL = "istio-hsm-signing-key"
 """CKA_LABEL of a resident signing key."""
 

@@ -14,7 +14,10 @@ PACKAGES = ("hsm_plugin", "vault_client", "istiod_ca_bridge", "istio_hsm_install
 SHIPPED = (*PACKAGES, CONTRACTS)
 
 DOMAIN = {
-    "hsm_plugin": {"errors", "keys", "envelope", "trust", "callers"},
+    "hsm_plugin": {
+        *("errors", "keys", "envelope", "trust", "callers", "pkcs11_uri", "token_reference"),
+        *("key_reference",),
+    },
     "vault_client": {"errors", "answers", "delivery", "kv", "lease", "policy", "secret"},
     "istiod_ca_bridge": {
         *(
