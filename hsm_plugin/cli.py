@@ -66,7 +66,9 @@ def _serve(options: argparse.Namespace) -> int:
             config.serve_config(
                 socket=options.socket,
                 module=options.p11_lib,
-                token_label=options.p11_label,
+                token_label=",".join(
+                    options.p11_label or [config.environment().get("P11_TOKEN", "")]
+                ),
                 pin_file=options.p11_pin_file,
                 state_dir=options.state_dir,
                 sessions=options.sessions,
@@ -78,6 +80,7 @@ def _serve(options: argparse.Namespace) -> int:
                 log_as_json=_log_as_json(options),
                 kek_id=options.kek_id,
                 auto_create=options.auto_create,
+                return_seconds=options.return_after,
             )
         )
     )
@@ -197,7 +200,10 @@ def _parser() -> argparse.ArgumentParser:
         "--p11-lib", default=env.get("P11_LIB", ""), help="the PKCS#11 module (P11_LIB)"
     )
     server.add_argument(
-        "--p11-label", default=env.get("P11_TOKEN", ""), help="the token's label (P11_TOKEN)"
+        "--p11-label",
+        action="append",
+        help="the token's label or PKCS#11 URI (P11_TOKEN); several: with a comma between or by "
+        "repeating it, the preferred one first",
     )
     server.add_argument(
         "--p11-pin-file",
@@ -231,6 +237,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_duration,
         default=config.DEFAULT_HANG_SECONDS,
         help="for one call of the PKCS#11 module, until its process is replaced (10s)",
+    )
+    server.add_argument(
+        "--return-after",
+        type=_duration,
+        default=config.DEFAULT_RETURN_SECONDS,
+        help="how often a better token is looked for while a stand-by is in use (30s)",
     )
     server.add_argument(
         "--kms-kek-id",

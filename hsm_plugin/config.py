@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hsm_plugin import token_reference
 from hsm_plugin.errors import BadRequestError, ConfigError
 from hsm_plugin.keys import checked_id
 from hsm_plugin.listen_settings import ListenSettings
@@ -15,6 +16,8 @@ MESH_GID = 1337
 
 DEFAULT_HANG_SECONDS = 10.0
 """How long one call of the PKCS#11 module may last before its process is replaced."""
+
+DEFAULT_RETURN_SECONDS = 30.0
 
 _MAX_SOCKET_BYTES = 107
 """sun_path less its final NUL (unix(7))."""
@@ -27,6 +30,7 @@ class ServeConfig:
     socket: Path
     module: str
     token_label: str
+    """A label or a PKCS#11 URI, or several with a comma between, the preferred one first."""
     pin_file: Path
     state_dir: Path
     sessions: int
@@ -41,6 +45,8 @@ class ServeConfig:
     """A KEK that is looked for at the start; empty: none."""
     auto_create: bool
     """That KEK is made when it is not there."""
+    return_seconds: float
+    """How often a better token of the list is looked for while a stand-by is in use."""
 
 
 def environment() -> Mapping[str, str]:
@@ -64,6 +70,7 @@ def serve_config(
     log_as_json: bool = False,
     kek_id: str = "",
     auto_create: bool = False,
+    return_seconds: float = DEFAULT_RETURN_SECONDS,
 ) -> ServeConfig:
     """Return the settings, or raise one ConfigError that names every fault."""
     faults = [
@@ -95,6 +102,9 @@ def serve_config(
     faults += _kek_faults("--kek-id", kek_id)
     if auto_create and not kek_id:
         faults.append("--auto-create needs --kek-id: else each start would make another KEK")
+    if not 0.5 <= return_seconds <= 3600:  # noqa: PLR2004 - said in the message
+        faults.append("--return-after must be 500ms to 60m")
+    faults += _token_faults(token_label)
     if faults:
         raise ConfigError("; ".join(faults), hint="see `hsm-plugin serve --help`")
     return ServeConfig(
@@ -112,6 +122,7 @@ def serve_config(
         log_as_json=log_as_json,
         kek_id=kek_id,
         auto_create=auto_create,
+        return_seconds=return_seconds,
     )
 
 
@@ -123,6 +134,15 @@ def _socket_faults(path: Path, *, is_used: bool) -> list[str]:
     if len(os.fsencode(path)) > _MAX_SOCKET_BYTES:
         faults.append(f"the socket's path (SOCKET) is longer than {_MAX_SOCKET_BYTES} bytes")
     return faults
+
+
+def _token_faults(tokens: str) -> list[str]:
+    try:
+        if tokens:
+            token_reference.parse_list(tokens)
+    except BadRequestError as error:
+        return [f"P11_TOKEN (--p11-label): {error} ({error.hint})"]
+    return []
 
 
 def _kek_faults(flag: str, kek_id: str) -> list[str]:

@@ -150,6 +150,7 @@ class TokenInfo:
 
     label: str
     serial: str
+    manufacturer: str
     model: str
     flags: int
     max_sessions: int | None
@@ -223,6 +224,7 @@ class Cryptoki:
         return TokenInfo(
             label=_text(info.label),
             serial=_text(info.serial),
+            manufacturer=_text(info.manufacturer),
             model=_text(info.model),
             flags=info.flags,
             max_sessions=min(limits) if limits else None,

@@ -60,7 +60,7 @@ async def serve(config: ServeConfig) -> None:
 
     usable = asyncio.Event()
     front = listening.front_of(config)
-    connection = Connection(token, config.pin_file, on_change)
+    connection = Connection(token, config.pin_file, on_change, config.return_seconds)
     apis = Apis(
         memory=memory,
         rsa_keys=RsaKeys(at_once=config.sessions, queue_limit=config.queue_limit),

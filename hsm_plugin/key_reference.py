@@ -9,20 +9,22 @@ from hsm_plugin.pkcs11_uri import ObjectType
 
 
 class KeyUse(Enum):
-    """What a key is for: the labels and the types that a URI may name for it."""
+    """What a key is for."""
 
-    KEK = ((KEK_LABEL, CBC_KEK_LABEL), (ObjectType.SECRET_KEY,))
-    SIGNING = ((SIGNING_KEY_LABEL,), (ObjectType.PRIVATE, ObjectType.PUBLIC))
+    KEK = "wrapping"
+    SIGNING = "signing"
 
     @property
     def labels(self) -> tuple[str, ...]:
         """CKA_LABEL of such keys."""
-        return self.value[0]
+        return (KEK_LABEL, CBC_KEK_LABEL) if self is KeyUse.KEK else (SIGNING_KEY_LABEL,)
 
     @property
     def types(self) -> tuple[ObjectType, ...]:
-        """The `type` of such keys."""
-        return self.value[1]
+        """What a URI may say as their `type`."""
+        if self is KeyUse.KEK:
+            return (ObjectType.SECRET_KEY,)
+        return (ObjectType.PRIVATE, ObjectType.PUBLIC)
 
 
 def key_id(text: str, use: KeyUse) -> bytes:

@@ -162,6 +162,8 @@ class TokenIdentity:
     slot_id: int
     session_limit: int
     """Calls that the token can serve at once."""
+    rank: int = 0
+    """Its place in the list of tokens; 0 is the preferred one."""
 
 
 class KeyStore(Protocol):

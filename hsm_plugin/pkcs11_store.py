@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from hsm_plugin import deadline, recovery
+from hsm_plugin import deadline, recovery, token_reference
 from hsm_plugin import pkcs11_store_objects as objects
 from hsm_plugin.cryptoki import CryptokiError, Gcm, Pss
 from hsm_plugin.envelope import KEK_IV_BYTES, TAG_BYTES
@@ -51,28 +51,33 @@ _MECHANISMS = {
 
 
 class Pkcs11Store:
-    """A KeyStore on the one token of a label. All methods may be called from any thread."""
+    """A KeyStore on one token of a list. All methods may be called from any thread."""
 
     def __init__(
         self,
         module: str,
-        token_label: str,
+        tokens: str,
         read_pin: Callable[[], str],
         guard: PinGuard,
         *,
         max_sessions: int = 64,
     ) -> None:
+        """`tokens`: labels or PKCS#11 URIs, as token_reference.parse_list takes them."""
         self._token = TokenConnection(
-            module, token_label, read_pin, guard, max_sessions=max_sessions
+            module,
+            token_reference.parse_list(tokens),
+            read_pin,
+            guard,
+            max_sessions=max_sessions,
         )
         self._cryptoki = self._token.cryptoki
         self._creating = threading.Lock()
 
     # -- the connection ------------------------------------------------------------------
 
-    def connect(self) -> TokenIdentity:
+    def connect(self, order: Sequence[int] = ()) -> TokenIdentity:
         """See TokenConnection."""
-        return self._token.connect()
+        return self._token.connect(order)
 
     def close(self) -> None:
         """See TokenConnection."""
@@ -135,6 +140,7 @@ class Pkcs11Store:
             if found:
                 objects.only(found, KEK_LABEL, kek_id)
                 return False
+            self._token.require_preferred("generating a KEK")
             template = objects.kek_template(kek_id)
             self._cryptoki.generate_key(session.handle, Mechanism.AES_KEY_GEN, template)
             return True
@@ -190,6 +196,7 @@ class Pkcs11Store:
             if self._find(pool, session, ObjectClass.PRIVATE_KEY, label, key_id):
                 return False
             mechanism, public, private = objects.key_pair_templates(key_id, algorithm)
+            self._token.require_preferred("generating a signing key")
             self._token.require(mechanism, f"a key of {algorithm.value}")
             self._cryptoki.generate_key_pair(session.handle, mechanism, public, private)
             return True
@@ -296,6 +303,7 @@ class Pkcs11Store:
                     "the SHA-256 does not fit the public key of this id, so it is not destroyed",
                     hint="take it from `hsm-plugin list-keys`, and be sure of the key",
                 )
+            self._token.require_preferred("destroying a signing key")
             handles = [objects.only(private, label, key_id)] if private else []
             for handle in (*handles, public):
                 self._cryptoki.destroy(session.handle, handle)
@@ -322,6 +330,7 @@ class Pkcs11Store:
                     "another root certificate is stored under this CA id",
                     hint="leave the CA id out, or choose another",
                 )
+            self._token.require_preferred("storing a root certificate")
             self._cryptoki.create(session.handle, objects.root_template(root))
             return True
 

@@ -22,7 +22,7 @@ _ESCAPES = re.compile(r"(?:[A-Za-z0-9\-._~:\[\]@!$'()*+,=&]|%[0-9A-Fa-f]{2})*", 
 _UNRESERVED = "-._~"
 
 _REASONS = {
-    "pin-value": "it would show the PIN to every process of this host; write it into a file of "
+    "pin-value": "it would show the PIN to every process of this host: write it into a file of "
     "mode 0400 and name the file in P11_PIN_FILE",
     "pin-source": "name the file in P11_PIN_FILE",
     "module-path": "name the module in P11_LIB",

@@ -56,8 +56,7 @@ def parse(text: str) -> TokenReference:
     if not uri.token and not uri.serial:
         raise BadRequestError(
             "the PKCS#11 URI names no token: it has neither token nor serial",
-            hint="give the label (token=) or the serial number; slot ids alone change when an HSM "
-            "joins or leaves",
+            hint="give token= or serial=, since slot ids change when an HSM joins or leaves",
         )
     return TokenReference(text, uri)
 

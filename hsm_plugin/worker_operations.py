@@ -5,7 +5,7 @@ hsm_plugin.worker_codec has the pairs that turn results into byte strings and ba
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -26,8 +26,8 @@ from hsm_plugin.wire import Operation
 class TokenStore(KeyStore, Protocol):
     """A KeyStore with the connection that it lives on."""
 
-    def connect(self) -> TokenIdentity:
-        """Find the token and log in."""
+    def connect(self, order: Sequence[int] = ()) -> TokenIdentity:
+        """Find a token, in this order of their places in the list, and log in."""
 
     def probe(self) -> None:
         """Return when the token answers."""
@@ -54,8 +54,8 @@ def _load_module(_: TokenStore, __: list[bytes]) -> list[bytes]:
     return []
 
 
-def _connect(store: TokenStore, _: list[bytes]) -> list[bytes]:
-    return worker_codec.encode_identity(store.connect())
+def _connect(store: TokenStore, fields: list[bytes]) -> list[bytes]:
+    return worker_codec.encode_identity(store.connect(worker_codec.decode_order(fields)))
 
 
 def _probe(store: TokenStore, _: list[bytes]) -> list[bytes]:

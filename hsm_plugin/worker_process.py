@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from hsm_plugin import wire
+from hsm_plugin import token_reference, wire
 from hsm_plugin.errors import HsmPluginError, HsmUnavailableError, HungCallError
 from hsm_plugin.wire import Answer, Kind, Operation
 
@@ -49,6 +49,11 @@ class WorkerSettings:
     pin_file: Path
     state_dir: Path
     threads: int
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are tried in turn."""
+        return len(token_reference.parse_list(self.token_label))
 
     def command(self, socket_number: int) -> list[str]:
         """Return the worker's command line."""

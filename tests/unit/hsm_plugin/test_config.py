@@ -24,6 +24,7 @@ class Settings(TypedDict, total=False):
     kek_id: str
     auto_create: bool
     listen: ListenSettings
+    return_seconds: float
 
 
 @pytest.fixture
@@ -88,6 +89,10 @@ def test_kubernetes_is_served_only_when_a_kek_is_named(folder: Path) -> None:
         (Settings(module=""), r"P11_LIB \(--p11-lib\) is not set"),
         (Settings(token_label=""), r"P11_TOKEN \(--p11-label\) is not set"),
         (Settings(pin_file=""), r"P11_PIN_FILE \(--p11-pin-file\) is not set"),
+        (Settings(token_label="a,,b"), r"P11_TOKEN \(--p11-label\): a token's label is empty"),
+        (Settings(token_label="pkcs11:slot-id=1"), "names no token"),
+        (Settings(token_label="pkcs11:token=a?pin-value=1"), "would show the PIN"),
+        (Settings(return_seconds=0.1), "--return-after must be"),
         (Settings(module="/no/module.so"), "/no/module.so .* does not exist"),
         (Settings(module="/"), "module / .* does not exist"),
         (Settings(socket="/no/folder/.sock"), "folder /no/folder .* does not exist"),
