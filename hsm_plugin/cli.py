@@ -23,6 +23,7 @@ from hsm_plugin.client import (
 )
 from hsm_plugin.daemon import serve
 from hsm_plugin.errors import BadRequestError, ConfigError, HsmPluginError, HsmUnavailableError
+from hsm_plugin.keys import CBC_KEK_LABEL, CBC_MAC_LABEL, KekCipher
 from hsm_plugin.listen_settings import DEFAULT_HOST, DEFAULT_PORT, ListenSettings, listen_settings
 
 _DURATION = re.compile(r"(\d{1,6})(ms|s|m)?")
@@ -81,6 +82,9 @@ def _serve(options: argparse.Namespace) -> int:
                 kek_id=options.kek_id,
                 auto_create=options.auto_create,
                 return_seconds=options.return_after,
+                algorithm=options.algorithm,
+                key_label=options.p11_key_label,
+                hmac_label=options.p11_hmac_label,
             )
         )
     )
@@ -214,7 +218,20 @@ def _parser() -> argparse.ArgumentParser:
         "--provider", choices=("p11",), default="p11", help="kept for the reference's command line"
     )
     server.add_argument(
-        "--algorithm", choices=("aes-gcm",), default="aes-gcm", help="of KEKs and DEKs"
+        "--algorithm",
+        choices=[cipher.value for cipher in KekCipher],
+        default=env.get("HSM_PLUGIN_ALGORITHM", KekCipher.GCM.value),
+        help="of the KEKs that are made (HSM_PLUGIN_ALGORITHM; aes-gcm)",
+    )
+    server.add_argument(
+        "--p11-key-label",
+        default=env.get("P11_KEY_LABEL", CBC_KEK_LABEL),
+        help="the label of KEKs for aes-cbc (P11_KEY_LABEL; now %(default)s)",
+    )
+    server.add_argument(
+        "--p11-hmac-label",
+        default=env.get("P11_HMAC_LABEL", CBC_MAC_LABEL),
+        help="the label of the HMAC keys beside them (P11_HMAC_LABEL; now %(default)s)",
     )
     server.add_argument("--p11-pin", help=argparse.SUPPRESS)
     server.add_argument("--p11-slot", help=argparse.SUPPRESS)

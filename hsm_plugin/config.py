@@ -7,7 +7,14 @@ from pathlib import Path
 
 from hsm_plugin import token_reference
 from hsm_plugin.errors import BadRequestError, ConfigError
-from hsm_plugin.keys import checked_id
+from hsm_plugin.keys import (
+    CBC_KEK_LABEL,
+    CBC_MAC_LABEL,
+    KEK_LABEL,
+    CbcLabels,
+    KekCipher,
+    checked_id,
+)
 from hsm_plugin.listen_settings import ListenSettings
 
 DEFAULT_SOCKET = "/var/run/hsm-socket/.sock"
@@ -47,6 +54,9 @@ class ServeConfig:
     """That KEK is made when it is not there."""
     return_seconds: float
     """How often a better token of the list is looked for while a stand-by is in use."""
+    kek_cipher: KekCipher
+    """Of the KEKs and DEKs that are made; blobs of both ciphers are opened."""
+    cbc_labels: CbcLabels
 
 
 def environment() -> Mapping[str, str]:
@@ -71,6 +81,9 @@ def serve_config(
     kek_id: str = "",
     auto_create: bool = False,
     return_seconds: float = DEFAULT_RETURN_SECONDS,
+    algorithm: str = KekCipher.GCM.value,
+    key_label: str = CBC_KEK_LABEL,
+    hmac_label: str = CBC_MAC_LABEL,
 ) -> ServeConfig:
     """Return the settings, or raise one ConfigError that names every fault."""
     faults = [
@@ -105,6 +118,7 @@ def serve_config(
     if not 0.5 <= return_seconds <= 3600:  # noqa: PLR2004 - said in the message
         faults.append("--return-after must be 500ms to 60m")
     faults += _token_faults(token_label)
+    faults += _cipher_faults(algorithm, key_label, hmac_label)
     if faults:
         raise ConfigError("; ".join(faults), hint="see `hsm-plugin serve --help`")
     return ServeConfig(
@@ -123,6 +137,8 @@ def serve_config(
         kek_id=kek_id,
         auto_create=auto_create,
         return_seconds=return_seconds,
+        kek_cipher=KekCipher(algorithm),
+        cbc_labels=CbcLabels(key_label, hmac_label),
     )
 
 
@@ -133,6 +149,20 @@ def _socket_faults(path: Path, *, is_used: bool) -> list[str]:
         faults.append(f"the socket's folder {path.parent} (SOCKET) does not exist")
     if len(os.fsencode(path)) > _MAX_SOCKET_BYTES:
         faults.append(f"the socket's path (SOCKET) is longer than {_MAX_SOCKET_BYTES} bytes")
+    return faults
+
+
+def _cipher_faults(algorithm: str, key_label: str, hmac_label: str) -> list[str]:
+    known = [cipher.value for cipher in KekCipher]
+    faults = []
+    if algorithm not in known:
+        faults.append(f"--algorithm must be {' or '.join(known)}")
+    labels = {key_label, hmac_label}
+    if len(labels - {"", KEK_LABEL}) < len((key_label, hmac_label)):
+        faults.append(
+            "--p11-key-label and --p11-hmac-label must be two labels, and none of them "
+            f"{KEK_LABEL}, which KEKs for AES-GCM bear"
+        )
     return faults
 
 

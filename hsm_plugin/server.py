@@ -15,7 +15,7 @@ from hsm_plugin.admission import Lane
 from hsm_plugin.callers import Callers
 from hsm_plugin.control_service import Control
 from hsm_plugin.errors import BadRequestError, ExpiredError, HsmPluginError
-from hsm_plugin.keys import AsyncKeyStore
+from hsm_plugin.keys import AsyncKeyStore, KekCipher
 from hsm_plugin.kubernetes_kms import KubernetesKms
 from hsm_plugin.log import event
 from hsm_plugin.rsa_keys import RsaKeys
@@ -76,6 +76,7 @@ class Apis:
     kubernetes_kek_id: str
     """Empty: Kubernetes' services are not offered."""
     callers: Callers
+    kek_cipher: KekCipher
 
 
 class Edge(Generic[_Api]):
@@ -405,7 +406,9 @@ def build(
             Edge(
                 token,
                 apis.callers,
-                lambda store: KeyManagement(store, utc_now, apis.rsa_keys.make, apis.memory),
+                lambda store: KeyManagement(
+                    store, utc_now, apis.rsa_keys.make, apis.memory, apis.kek_cipher
+                ),
             )
         ),
         server,
@@ -417,7 +420,11 @@ def build(
         _ControlServicer(Edge(token, apis.callers, lambda _store: apis.control)), server
     )
     if apis.kubernetes_kek_id:
-        edge = Edge(token, apis.callers, lambda store: KubernetesKms(store, apis.kubernetes_kek_id))
+        edge = Edge(
+            token,
+            apis.callers,
+            lambda store: KubernetesKms(store, apis.kubernetes_kek_id, apis.kek_cipher),
+        )
         kms_v2_grpc.add_KeyManagementServiceServicer_to_server(_KubernetesV2Servicer(edge), server)
         kms_v1_grpc.add_KeyManagementServiceServicer_to_server(_KubernetesV1Servicer(edge), server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)

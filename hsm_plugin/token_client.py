@@ -42,6 +42,7 @@ _ONE_AT_A_TIME = frozenset(
         Operation.GENERATE_KEK,
         Operation.GENERATE_SIGNING_KEY,
         Operation.DESTROY_SIGNING_KEY,
+        Operation.DESTROY_KEK,
         Operation.SIGNING_KEYS,
         Operation.ADD_ROOT,
     }

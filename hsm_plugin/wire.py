@@ -43,6 +43,7 @@ class Operation(IntEnum):
     SIGNING_KEYS = 12
     DESTROY_SIGNING_KEY = 13
     SAME_PIN = 14
+    DESTROY_KEK = 20
 
 
 class Kind(IntEnum):

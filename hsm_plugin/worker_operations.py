@@ -11,6 +11,7 @@ from typing import Protocol
 
 from hsm_plugin import worker_codec
 from hsm_plugin.keys import (
+    KekCipher,
     KeyAlgorithm,
     KeyStore,
     Sealed,
@@ -69,19 +70,27 @@ def _same_pin(_: TokenStore, fields: list[bytes]) -> list[bytes]:
 
 
 def _generate_kek(store: KeyStore, fields: list[bytes]) -> list[bytes]:
-    (kek_id,) = fields
-    return [worker_codec.encode_bool(store.generate_kek(kek_id))]
+    kek_id, cipher = fields
+    created = store.generate_kek(kek_id, KekCipher(cipher.decode()))
+    return [worker_codec.encode_bool(created)]
 
 
 def _wrap(store: KeyStore, fields: list[bytes]) -> list[bytes]:
-    kek_id, plaintext, aad = fields
-    sealed = store.wrap(kek_id, plaintext, aad)
+    kek_id, plaintext, aad, cipher = fields
+    sealed = store.wrap(kek_id, plaintext, aad, KekCipher(cipher.decode()))
     return [sealed.iv, sealed.ciphertext, sealed.tag]
 
 
 def _unwrap(store: KeyStore, fields: list[bytes]) -> list[bytes]:
-    kek_id, iv, ciphertext, tag, aad = fields
-    return [store.unwrap(kek_id, Sealed(iv=iv, ciphertext=ciphertext, tag=tag), aad)]
+    kek_id, iv, ciphertext, tag, cipher, aad = fields
+    sealed = Sealed(iv=iv, ciphertext=ciphertext, tag=tag, cipher=KekCipher(cipher.decode()))
+    return [store.unwrap(kek_id, sealed, aad)]
+
+
+def _destroy_kek(store: KeyStore, fields: list[bytes]) -> list[bytes]:
+    kek_id, cipher = fields
+    store.destroy_kek(kek_id, KekCipher(cipher.decode()))
+    return []
 
 
 def _generate_signing_key(store: KeyStore, fields: list[bytes]) -> list[bytes]:
@@ -134,6 +143,7 @@ _HANDLERS: dict[Operation, Callable[[TokenStore, list[bytes]], list[bytes]]] = {
     Operation.GENERATE_KEK: _generate_kek,
     Operation.WRAP: _wrap,
     Operation.UNWRAP: _unwrap,
+    Operation.DESTROY_KEK: _destroy_kek,
     Operation.GENERATE_SIGNING_KEY: _generate_signing_key,
     Operation.SIGNING_KEY: _signing_key,
     Operation.SIGN: _sign,

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from hsm_plugin import token_reference, wire
 from hsm_plugin.errors import HsmPluginError, HsmUnavailableError, HungCallError
+from hsm_plugin.keys import CbcLabels
 from hsm_plugin.wire import Answer, Kind, Operation
 
 _BUFFER_BYTES = 1 << 20
@@ -49,6 +50,7 @@ class WorkerSettings:
     pin_file: Path
     state_dir: Path
     threads: int
+    cbc_labels: CbcLabels = field(default_factory=CbcLabels)
 
     @property
     def tokens(self) -> int:
@@ -63,6 +65,7 @@ class WorkerSettings:
             *("--module", self.module, "--token-label", self.token_label),
             *("--pin-file", str(self.pin_file), "--state-dir", str(self.state_dir)),
             *("--threads", str(self.threads)),
+            *("--key-label", self.cbc_labels.kek, "--hmac-label", self.cbc_labels.mac),
         ]
 
 

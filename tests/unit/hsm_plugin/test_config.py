@@ -25,6 +25,9 @@ class Settings(TypedDict, total=False):
     auto_create: bool
     listen: ListenSettings
     return_seconds: float
+    algorithm: str
+    key_label: str
+    hmac_label: str
 
 
 @pytest.fixture
@@ -92,6 +95,10 @@ def test_kubernetes_is_served_only_when_a_kek_is_named(folder: Path) -> None:
         (Settings(token_label="a,,b"), r"P11_TOKEN \(--p11-label\): a token's label is empty"),
         (Settings(token_label="pkcs11:slot-id=1"), "names no token"),
         (Settings(token_label="pkcs11:token=a?pin-value=1"), "would show the PIN"),
+        (Settings(algorithm="des"), "--algorithm must be aes-gcm or aes-cbc"),
+        (Settings(key_label="k8s-hmac"), "must be two labels"),
+        (Settings(hmac_label=""), "must be two labels"),
+        (Settings(key_label="k8s-kms-plugin-kek"), "must be two labels"),
         (Settings(return_seconds=0.1), "--return-after must be"),
         (Settings(module="/no/module.so"), "/no/module.so .* does not exist"),
         (Settings(module="/"), "module / .* does not exist"),
