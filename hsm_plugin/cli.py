@@ -10,10 +10,11 @@ import re
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from hsm_plugin import config, log
+from hsm_plugin import config, key_commands, log
 from hsm_plugin.client import (
     KEY_ALGORITHMS,
     SIGNATURE_ALGORITHMS,
@@ -112,6 +113,9 @@ def _listen(options: argparse.Namespace) -> ListenSettings:
 
 def _client(options: argparse.Namespace) -> int:
     client = Client(socket=options.socket, timeout_seconds=options.timeout)
+    if options.command in key_commands.COMMANDS:
+        key_commands.run(options, client, partial(_show, options))
+        return 0
     match options.command:
         case "generate-kek":
             result = client.generate_kek(options.kek_id)
@@ -283,7 +287,9 @@ def _parser() -> argparse.ArgumentParser:
     client.add_argument("--timeout", type=_duration, default=10.0, help="of the call (10s)")
     client.add_argument("--output", choices=("text", "json"), default="text")
     kek = commands.add_parser("generate-kek", parents=[client], help="make a KEK, or find it")
-    kek.add_argument("--kek-id", default="", help="its id; a new UUID when left out")
+    kek.add_argument(
+        "--kek-id", default="", help="its id or a PKCS#11 URI; a new UUID when left out"
+    )
     root = commands.add_parser("import-ca", parents=[client], help="trust a root certificate")
     root.add_argument("-f", "--file", type=Path, required=True, help="the root, PEM or DER")
     root.add_argument("--ca-id", default="", help="its id; its SHA-256 when left out")
@@ -305,6 +311,7 @@ def _parser() -> argparse.ArgumentParser:
     signed.add_argument("--digest", type=_hexadecimal, required=True, help="in hexadecimal")
     test = commands.add_parser("test", parents=[client], help="encrypt and decrypt once")
     test.add_argument("--kek-id", required=True, help="an existing KEK")
+    key_commands.add(commands, client)
     return parser
 
 

@@ -16,7 +16,7 @@ SHIPPED = (*PACKAGES, CONTRACTS)
 DOMAIN = {
     "hsm_plugin": {
         *("errors", "keys", "envelope", "trust", "callers", "pkcs11_uri", "token_reference"),
-        *("key_reference", "cbc_envelope", "kek_blobs"),
+        *("key_reference", "cbc_envelope", "kek_blobs", "dek_document"),
     },
     "vault_client": {"errors", "answers", "delivery", "kv", "lease", "policy", "secret"},
     "istiod_ca_bridge": {
@@ -46,11 +46,24 @@ DOMAIN = {
 }
 """Modules that do no I/O and read no clock, file or environment; what they need is passed in."""
 
-EDGES = {"cli", "client", "server", "service", "daemon", "agent", "csr_signer", "root_publisher"}
+EDGES = {
+    "cli",
+    "client",
+    "key_commands",
+    "server",
+    "service",
+    "daemon",
+    "agent",
+    "csr_signer",
+    "root_publisher",
+}
 """Modules that only `__main__` and other edges may import; so are all that end in _service."""
 
 CONTRACT_USERS = {
-    "hsm_plugin": {"service", "signing_service", "control_service", "server", "client"},
+    "hsm_plugin": {
+        *("service", "signing_service", "control_service", "rotation_service"),
+        *("server", "client"),
+    },
     "vault_client": {"control_call"},
     "istiod_ca_bridge": {"hsm_key", "ca_service", "server", "csr_signer", "root_publisher"},
     "istio_hsm_installer": {"issuance_probe"},
