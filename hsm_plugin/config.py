@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hsm_plugin import token_reference
 from hsm_plugin.errors import BadRequestError, ConfigError
+from hsm_plugin.key_reference import KeyUse, key_id
 from hsm_plugin.keys import (
     CBC_KEK_LABEL,
     CBC_MAC_LABEL,
@@ -23,6 +24,9 @@ MESH_GID = 1337
 
 DEFAULT_HANG_SECONDS = 10.0
 """How long one call of the PKCS#11 module may last before its process is replaced."""
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""Where a pod finds the token of its service account."""
 
 DEFAULT_RETURN_SECONDS = 30.0
 
@@ -62,6 +66,13 @@ class ServeConfig:
 def environment() -> Mapping[str, str]:
     """Return the process's environment; the flags of the command line take their defaults here."""
     return os.environ
+
+
+def api_server() -> str:
+    """Return host and port of the Kubernetes API as a pod is told them."""
+    host = os.environ.get("KUBERNETES_SERVICE_HOST", "kubernetes.default.svc")
+    port = os.environ.get("KUBERNETES_SERVICE_PORT_HTTPS", "443")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def serve_config(
@@ -131,10 +142,10 @@ def serve_config(
         queue_limit=queue_limit,
         drain_seconds=drain_seconds,
         hang_seconds=hang_seconds,
-        kubernetes_kek_id=kubernetes_kek_id,
+        kubernetes_kek_id=key_id(kubernetes_kek_id, KeyUse.KEK).decode(),
         listen=ways,
         log_as_json=log_as_json,
-        kek_id=kek_id,
+        kek_id=key_id(kek_id, KeyUse.KEK).decode(),
         auto_create=auto_create,
         return_seconds=return_seconds,
         kek_cipher=KekCipher(algorithm),
@@ -178,7 +189,7 @@ def _token_faults(tokens: str) -> list[str]:
 def _kek_faults(flag: str, kek_id: str) -> list[str]:
     try:
         if kek_id:
-            checked_id(os.fsencode(kek_id), "KEK id")
+            checked_id(key_id(kek_id, KeyUse.KEK), "KEK id")
     except BadRequestError as error:
         return [f"{flag}: {error}"]
     return []

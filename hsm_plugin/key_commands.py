@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hsm_plugin import kek_rotation
+from hsm_plugin import config, kek_rotation, kube
 from hsm_plugin.client import Client
 from hsm_plugin.dek_files import DekStream, files_of
 from hsm_plugin.errors import BadRequestError, HsmPluginError
@@ -45,8 +45,19 @@ def add(commands: Any, client: argparse.ArgumentParser) -> None:
         metavar="NAMESPACE/NAME",
         help="a Secret with kek-id and encrypted-dek; may be repeated",
     )
-    sources.add_argument("--kubeconfig", type=Path, help="for --secret")
-    sources.add_argument("--context", help="of the kubeconfig")
+    sources.add_argument(
+        "--api-server",
+        default=config.api_server(),
+        metavar="HOST:PORT",
+        help="for --secret (now %(default)s)",
+    )
+    sources.add_argument(
+        "--service-account",
+        type=Path,
+        default=config.SERVICE_ACCOUNT,
+        metavar="DIR",
+        help="for --secret: a folder with token and ca.crt (now %(default)s)",
+    )
     rotate = commands.add_parser(
         "rotate-kek", parents=[client, sources], help="wrap DEKs by another KEK"
     )
@@ -130,12 +141,8 @@ def _sources(options: argparse.Namespace) -> list[Source]:
     if _STREAM in options.paths:
         raise _mixed()
     sources: list[Source] = [*files_of(options.paths)]
-    if options.secret:
-        from hsm_plugin import kube  # noqa: PLC0415 - slow to load, and needed here only
-
-        api = kube.connect(options.kubeconfig, options.context)
-        sources += [kube.secret(api, text) for text in options.secret]
-    return sources
+    api = kube.Api(options.api_server, options.service_account)
+    return [*sources, *(kube.secret(api, text) for text in options.secret)]
 
 
 def _mixed() -> BadRequestError:

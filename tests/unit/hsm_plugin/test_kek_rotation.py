@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hsm_plugin import dek_document, kek_rotation
+from hsm_plugin import dek_document, kek_rotation, kube
 from hsm_plugin.dek_files import MAX_FILE_BYTES, DekFile, DekStream, files_of
 from hsm_plugin.envelope import protected_header, serialize
 from hsm_plugin.errors import BadRequestError, ConflictError, HsmUnavailableError
@@ -221,3 +221,12 @@ def test_a_stream_is_read_once_and_holds_what_is_to_be_written() -> None:
     [outcome] = kek_rotation.rotate([stream], OLD, NEW, rewrap)
     assert outcome.progress is Progress.REWRAPPED
     assert stream.content == wrapped(NEW)
+
+
+# -- Secrets -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["no-slash", "/x", "x/", "a/../b", "a/b/c", "A/b", "a/b?c", "a/-"])
+def test_a_name_that_is_none_of_a_secret_is_refused(name: str) -> None:
+    with pytest.raises(BadRequestError, match="not the name of a Secret"):
+        kube.secret(kube.Api("localhost:1", Path("/none")), name)
