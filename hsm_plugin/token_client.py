@@ -232,7 +232,7 @@ class TokenClient:
         )
         return worker_codec.decode_bool(same)
 
-    async def _log_in(self, worker: WorkerProcess, order: Sequence[int]) -> TokenIdentity:
+    async def _log_in(self, worker: WorkerProcess, order: Sequence[int] = ()) -> TokenIdentity:
         patience = _CONNECT_HANGS * self._hang_seconds
         fields = await worker.ask(
             Operation.CONNECT,

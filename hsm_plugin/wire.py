@@ -9,7 +9,7 @@ import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, unique
 
 from hsm_plugin import errors
 from hsm_plugin.errors import BadRequestError, HsmPluginError
@@ -25,6 +25,7 @@ _REQUEST = struct.Struct("=QdBH")
 _ANSWER = struct.Struct("=QBH")
 
 
+@unique
 class Operation(IntEnum):
     """What is asked of the worker."""
 

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,29 @@ def test_a_rotation_that_fails_in_part_says_where_and_is_finished_by_the_same_co
     second = command("rotate-kek", *keks, bad, good)
     assert second.out == f"{bad}: rewrapped\n{good}: already under the new KEK\n"
     assert loaded(keys, sealed.new, bad.read_bytes(), sealed.skey) == sealed.plaintext
+
+
+def test_a_rotation_that_is_killed_leaves_whole_files_and_is_finished_by_the_same_command(
+    plugin: Plugin, command: Command, keys: KeyManagementServiceStub, sealed: Sealed, tmp_path: Path
+) -> None:
+    files = [tmp_path / f"{number:02}" for number in range(60)]
+    for path in files:
+        path.write_bytes(sealed.secret())
+    keks = ["--old-kek-id", sealed.old, "--new-kek-id", sealed.new, str(tmp_path)]
+    with subprocess.Popen(
+        [plugins.program(), "rotate-kek", "--socket", str(plugin.socket), *keks]
+    ) as process:
+        while files[0].read_bytes() == sealed.secret() and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+    contents = [data_of(path.read_bytes()) for path in files]
+    assert {data["kek-id"].decode() for data in contents} == {sealed.old, sealed.new}
+    for data in contents[:1] + contents[-1:]:
+        kek_id = data["kek-id"].decode()
+        assert loaded(keys, kek_id, data["encrypted-dek"], sealed.skey) == sealed.plaintext
+    assert command("rotate-kek", *keks).out.count("rewrapped") < len(files)
+    for path in files:
+        assert data_of(path.read_bytes())["kek-id"] == sealed.new.encode()
 
 
 def test_a_document_goes_through_a_pipe(plugin: Plugin, sealed: Sealed) -> None:
