@@ -275,6 +275,12 @@ def _log_success(identity: TokenIdentity, pin_file: Path) -> None:
         sessions=identity.session_limit,
         rank=identity.rank,
     )
+    if identity.passed_over:
+        event(
+            "token.passed_over",
+            f"Tokens that come before it are not in use: {identity.passed_over}",
+            level=logging.WARNING,
+        )
 
 
 def _log_failure(error: HsmPluginError) -> None:

@@ -181,6 +181,8 @@ class TokenIdentity:
     """Calls that the token can serve at once."""
     rank: int = 0
     """Its place in the list of tokens; 0 is the preferred one."""
+    passed_over: str = ""
+    """Why tokens that were tried before it are not in use; empty without any."""
 
 
 class KeyStore(Protocol):

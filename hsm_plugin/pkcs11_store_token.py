@@ -10,6 +10,7 @@ calls for is said by hsm_plugin.recovery alone.
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 from hsm_plugin import recovery
@@ -77,7 +78,7 @@ class TokenConnection:
             self._empty()
             for rank in order or range(len(self._tokens)):
                 try:
-                    return self._connect(rank)
+                    return replace(self._connect(rank), passed_over=_listed(failures))
                 except CryptokiError as error:
                     failures.append(self._unavailable(error, "connecting"))
                 except (HsmUnavailableError, ConfigError) as error:
@@ -289,7 +290,11 @@ def _together(failures: list[HsmPluginError]) -> HsmPluginError:
     """Return one error for all tokens that were tried; the PIN's only when each refused it."""
     if len(failures) == 1:
         return failures[0]
-    text = f"none of {len(failures)} tokens can be used: {'; '.join(map(str, failures))}"
+    text = f"none of {len(failures)} tokens can be used: {_listed(failures)}"
     refused = all(isinstance(failure, PinRefusedError) for failure in failures)
     kind = PinRefusedError if refused else HsmUnavailableError
     return kind(text, hint=failures[0].hint)
+
+
+def _listed(failures: list[HsmPluginError]) -> str:
+    return "; ".join(map(str, failures))

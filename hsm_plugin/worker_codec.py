@@ -73,17 +73,17 @@ def decode_roots(fields: list[bytes]) -> list[TrustedRoot]:
 
 
 def encode_identity(identity: TokenIdentity) -> list[bytes]:
-    """Return six fields."""
+    """Return seven fields."""
     numbers = (str(identity.slot_id), str(identity.session_limit), str(identity.rank))
-    texts = (identity.label, identity.serial, identity.model, *numbers)
+    texts = (identity.label, identity.serial, identity.model, identity.passed_over, *numbers)
     return [text.encode() for text in texts]
 
 
 def decode_identity(fields: list[bytes]) -> TokenIdentity:
     """Return what encode_identity was given."""
-    label, serial, model, *numbers = (entry.decode() for entry in fields)
+    label, serial, model, passed_over, *numbers = (entry.decode() for entry in fields)
     slot_id, session_limit, rank = map(int, numbers)
-    return TokenIdentity(label, serial, model, slot_id, session_limit, rank)
+    return TokenIdentity(label, serial, model, slot_id, session_limit, rank, passed_over)
 
 
 def encode_order(order: Sequence[int]) -> list[bytes]:
