@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from hsm_plugin import config, key_commands, log
 from hsm_plugin.client import (
@@ -115,7 +116,12 @@ def _client(options: argparse.Namespace) -> int:
     client = Client(socket=options.socket, timeout_seconds=options.timeout)
     if options.command in key_commands.COMMANDS:
         key_commands.run(options, client, partial(_show, options))
-        return 0
+    else:
+        _call(options, client)
+    return 0
+
+
+def _call(options: argparse.Namespace, client: Client) -> None:
     match options.command:
         case "generate-kek":
             result = client.generate_kek(options.kek_id)
@@ -144,7 +150,6 @@ def _client(options: argparse.Namespace) -> int:
         case "test":
             result = client.self_test(options.kek_id)
             _show(options, result, f"KEK {result['kek_id']} encrypts and decrypts")
-    return 0
 
 
 def _list_keys(options: argparse.Namespace, keys: list[Result]) -> None:
@@ -283,6 +288,12 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("--ca-id", help=argparse.SUPPRESS)
     _add_ways_in(server, env)
 
+    _add_client_commands(commands, common)
+    return parser
+
+
+def _add_client_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add what talks to a running plugin. `commands`: argparse has no public type for them."""
     client = argparse.ArgumentParser(add_help=False, parents=[common])
     client.add_argument("--timeout", type=_duration, default=10.0, help="of the call (10s)")
     client.add_argument("--output", choices=("text", "json"), default="text")
@@ -312,7 +323,6 @@ def _parser() -> argparse.ArgumentParser:
     test = commands.add_parser("test", parents=[client], help="encrypt and decrypt once")
     test.add_argument("--kek-id", required=True, help="an existing KEK")
     key_commands.add(commands, client)
-    return parser
 
 
 def _add_ways_in(server: argparse.ArgumentParser, env: Mapping[str, str]) -> None:
