@@ -29,15 +29,19 @@ from istio_hsm_proto.istio_ca_pb2_grpc import (
     IstioCertificateServiceStub,
     add_IstioCertificateServiceServicer_to_server,
 )
+from istiod_ca_bridge.admission import Admission
+from istiod_ca_bridge.authn import TrustDomain
 from istiod_ca_bridge.authority import Authority, authority, new_serial
 from istiod_ca_bridge.ca_service import CertificateService, ServiceSettings
 from istiod_ca_bridge.chain import checked_chain, pem_of
 from istiod_ca_bridge.hsm_key import MemoryKey
 from istiod_ca_bridge.issue import issue
 from istiod_ca_bridge.log import event_log
+from istiod_ca_bridge.metrics import Metrics
 from istiod_ca_bridge.policy import Grant, TtlPolicy
 from istiod_ca_bridge.server_certificate import make_server_certificate
 from istiod_ca_bridge.tls_front import TlsFront, bind
+from istiod_ca_bridge.workload_issuer import WorkloadIssuer
 
 _CONCURRENT = 8
 _SECONDS = 3.0
@@ -116,11 +120,21 @@ async def _serving(way: str, pipe: Connection) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         log = event_log("text")
         front = TlsFront(Path(folder) / "grpc", Path(folder), log)
-        settings = ServiceSettings(
-            "cluster.local", "Kubernetes", TtlPolicy(timedelta(days=1), timedelta(days=90))
+        metrics = Metrics()
+        issuer = WorkloadIssuer(
+            TtlPolicy(timedelta(days=1), timedelta(days=90)),
+            lambda: own,
+            Admission(64, 4096, metrics),
+            lambda: datetime.now(UTC),
         )
         service = CertificateService(
-            settings, lambda: own, front.peer, None, lambda: datetime.now(UTC), log
+            ServiceSettings(TrustDomain("cluster.local"), "Kubernetes"),
+            issuer,
+            front.peer,
+            None,
+            lambda: datetime.now(UTC),
+            log,
+            metrics,
         )
         add_IstioCertificateServiceServicer_to_server(service, server)
         server.add_insecure_port(f"unix:{folder}/grpc")

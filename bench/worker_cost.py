@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,8 +48,9 @@ class _NullStore(Pkcs11Store):
     def __init__(self) -> None:
         """Load no module."""
 
-    def connect(self) -> TokenIdentity:
+    def connect(self, order: Sequence[int] = ()) -> TokenIdentity:
         """Return an identity."""
+        del order
         return TokenIdentity("null", "", "", slot_id=0, session_limit=_THREADS)
 
     def sign(self, key_id: bytes, algorithm: SignatureAlgorithm, digest: bytes) -> bytes:

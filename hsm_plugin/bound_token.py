@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hsm_plugin import worker_codec
 from hsm_plugin.admission import Lane
 from hsm_plugin.keys import (
+    KekCipher,
     KeyAlgorithm,
     ListedKey,
     Sealed,
@@ -30,21 +31,28 @@ class BoundToken:
     _lane: Lane
     _deadline: float
 
-    async def generate_kek(self, kek_id: bytes) -> bool:
+    async def generate_kek(self, kek_id: bytes, cipher: KekCipher = KekCipher.GCM) -> bool:
         """See KeyStore."""
-        (created,) = await self._call(Operation.GENERATE_KEK, kek_id)
+        (created,) = await self._call(Operation.GENERATE_KEK, kek_id, cipher.value.encode())
         return worker_codec.decode_bool(created)
 
-    async def wrap(self, kek_id: bytes, plaintext: bytes, aad: bytes) -> Sealed:
+    async def wrap(
+        self, kek_id: bytes, plaintext: bytes, aad: bytes, cipher: KekCipher = KekCipher.GCM
+    ) -> Sealed:
         """See KeyStore."""
-        iv, ciphertext, tag = await self._call(Operation.WRAP, kek_id, plaintext, aad)
-        return Sealed(iv=iv, ciphertext=ciphertext, tag=tag)
+        name = cipher.value.encode()
+        iv, ciphertext, tag = await self._call(Operation.WRAP, kek_id, plaintext, aad, name)
+        return Sealed(iv=iv, ciphertext=ciphertext, tag=tag, cipher=cipher)
 
     async def unwrap(self, kek_id: bytes, sealed: Sealed, aad: bytes) -> bytes:
         """See KeyStore."""
-        parts = (sealed.iv, sealed.ciphertext, sealed.tag)
+        parts = (sealed.iv, sealed.ciphertext, sealed.tag, sealed.cipher.value.encode())
         (plaintext,) = await self._call(Operation.UNWRAP, kek_id, *parts, aad)
         return plaintext
+
+    async def destroy_kek(self, kek_id: bytes, cipher: KekCipher = KekCipher.GCM) -> None:
+        """See KeyStore."""
+        await self._call(Operation.DESTROY_KEK, kek_id, cipher.value.encode())
 
     async def generate_signing_key(
         self, key_id: bytes, algorithm: KeyAlgorithm

@@ -10,10 +10,12 @@ import re
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from hsm_plugin import config, log
+from hsm_plugin import config, key_commands, log
 from hsm_plugin.client import (
     KEY_ALGORITHMS,
     SIGNATURE_ALGORITHMS,
@@ -23,6 +25,7 @@ from hsm_plugin.client import (
 )
 from hsm_plugin.daemon import serve
 from hsm_plugin.errors import BadRequestError, ConfigError, HsmPluginError, HsmUnavailableError
+from hsm_plugin.keys import CBC_KEK_LABEL, CBC_MAC_LABEL, KekCipher
 from hsm_plugin.listen_settings import DEFAULT_HOST, DEFAULT_PORT, ListenSettings, listen_settings
 
 _DURATION = re.compile(r"(\d{1,6})(ms|s|m)?")
@@ -66,7 +69,9 @@ def _serve(options: argparse.Namespace) -> int:
             config.serve_config(
                 socket=options.socket,
                 module=options.p11_lib,
-                token_label=options.p11_label,
+                token_label=",".join(
+                    options.p11_label or [config.environment().get("P11_TOKEN", "")]
+                ),
                 pin_file=options.p11_pin_file,
                 state_dir=options.state_dir,
                 sessions=options.sessions,
@@ -78,6 +83,10 @@ def _serve(options: argparse.Namespace) -> int:
                 log_as_json=_log_as_json(options),
                 kek_id=options.kek_id,
                 auto_create=options.auto_create,
+                return_seconds=options.return_after,
+                algorithm=options.algorithm,
+                key_label=options.p11_key_label,
+                hmac_label=options.p11_hmac_label,
             )
         )
     )
@@ -105,6 +114,14 @@ def _listen(options: argparse.Namespace) -> ListenSettings:
 
 def _client(options: argparse.Namespace) -> int:
     client = Client(socket=options.socket, timeout_seconds=options.timeout)
+    if options.command in key_commands.COMMANDS:
+        key_commands.run(options, client, partial(_show, options))
+    else:
+        _call(options, client)
+    return 0
+
+
+def _call(options: argparse.Namespace, client: Client) -> None:
     match options.command:
         case "generate-kek":
             result = client.generate_kek(options.kek_id)
@@ -133,7 +150,6 @@ def _client(options: argparse.Namespace) -> int:
         case "test":
             result = client.self_test(options.kek_id)
             _show(options, result, f"KEK {result['kek_id']} encrypts and decrypts")
-    return 0
 
 
 def _list_keys(options: argparse.Namespace, keys: list[Result]) -> None:
@@ -197,7 +213,10 @@ def _parser() -> argparse.ArgumentParser:
         "--p11-lib", default=env.get("P11_LIB", ""), help="the PKCS#11 module (P11_LIB)"
     )
     server.add_argument(
-        "--p11-label", default=env.get("P11_TOKEN", ""), help="the token's label (P11_TOKEN)"
+        "--p11-label",
+        action="append",
+        help="the token's label or PKCS#11 URI (P11_TOKEN); several: with a comma between or by "
+        "repeating it, the preferred one first",
     )
     server.add_argument(
         "--p11-pin-file",
@@ -208,7 +227,20 @@ def _parser() -> argparse.ArgumentParser:
         "--provider", choices=("p11",), default="p11", help="kept for the reference's command line"
     )
     server.add_argument(
-        "--algorithm", choices=("aes-gcm",), default="aes-gcm", help="of KEKs and DEKs"
+        "--algorithm",
+        choices=[cipher.value for cipher in KekCipher],
+        default=env.get("HSM_PLUGIN_ALGORITHM", KekCipher.GCM.value),
+        help="of the KEKs that are made (HSM_PLUGIN_ALGORITHM; aes-gcm)",
+    )
+    server.add_argument(
+        "--p11-key-label",
+        default=env.get("P11_KEY_LABEL", CBC_KEK_LABEL),
+        help="the label of KEKs for aes-cbc (P11_KEY_LABEL; now %(default)s)",
+    )
+    server.add_argument(
+        "--p11-hmac-label",
+        default=env.get("P11_HMAC_LABEL", CBC_MAC_LABEL),
+        help="the label of the HMAC keys beside them (P11_HMAC_LABEL; now %(default)s)",
     )
     server.add_argument("--p11-pin", help=argparse.SUPPRESS)
     server.add_argument("--p11-slot", help=argparse.SUPPRESS)
@@ -233,6 +265,12 @@ def _parser() -> argparse.ArgumentParser:
         help="for one call of the PKCS#11 module, until its process is replaced (10s)",
     )
     server.add_argument(
+        "--return-after",
+        type=_duration,
+        default=config.DEFAULT_RETURN_SECONDS,
+        help="how often a better token is looked for while a stand-by is in use (30s)",
+    )
+    server.add_argument(
         "--kms-kek-id",
         default=env.get("HSM_PLUGIN_KMS_KEK_ID", ""),
         help="serve Kubernetes' KMS API too, with this KEK (HSM_PLUGIN_KMS_KEK_ID)",
@@ -250,11 +288,19 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("--ca-id", help=argparse.SUPPRESS)
     _add_ways_in(server, env)
 
+    _add_client_commands(commands, common)
+    return parser
+
+
+def _add_client_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add what talks to a running plugin. `commands`: argparse has no public type for them."""
     client = argparse.ArgumentParser(add_help=False, parents=[common])
     client.add_argument("--timeout", type=_duration, default=10.0, help="of the call (10s)")
     client.add_argument("--output", choices=("text", "json"), default="text")
     kek = commands.add_parser("generate-kek", parents=[client], help="make a KEK, or find it")
-    kek.add_argument("--kek-id", default="", help="its id; a new UUID when left out")
+    kek.add_argument(
+        "--kek-id", default="", help="its id or a PKCS#11 URI; a new UUID when left out"
+    )
     root = commands.add_parser("import-ca", parents=[client], help="trust a root certificate")
     root.add_argument("-f", "--file", type=Path, required=True, help="the root, PEM or DER")
     root.add_argument("--ca-id", default="", help="its id; its SHA-256 when left out")
@@ -276,7 +322,7 @@ def _parser() -> argparse.ArgumentParser:
     signed.add_argument("--digest", type=_hexadecimal, required=True, help="in hexadecimal")
     test = commands.add_parser("test", parents=[client], help="encrypt and decrypt once")
     test.add_argument("--kek-id", required=True, help="an existing KEK")
-    return parser
+    key_commands.add(commands, client)
 
 
 def _add_ways_in(server: argparse.ArgumentParser, env: Mapping[str, str]) -> None:

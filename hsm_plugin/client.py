@@ -17,9 +17,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from hsm_plugin.errors import BadRequestError, HsmPluginError, HsmUnavailableError
+from hsm_plugin.key_reference import KeyUse
+from hsm_plugin.key_reference import key_id as key_id_of
 from hsm_plugin.trust import load_certificate, to_der
 from istio_hsm_proto import kms_istio_v1_pb2 as pb
 from istio_hsm_proto import kms_istio_v1_pb2_grpc as pb_grpc
+from istio_hsm_proto import rotation_v1_pb2 as rotation
+from istio_hsm_proto import rotation_v1_pb2_grpc as rotation_grpc
 from istio_hsm_proto import signing_v1_pb2 as signing
 from istio_hsm_proto import signing_v1_pb2_grpc as signing_grpc
 
@@ -41,8 +45,9 @@ class Client:
 
     def generate_kek(self, kek_id: str) -> Result:
         """Return the id of the KEK, made when it was not there; an empty id makes a new one."""
+        kek = key_id_of(kek_id, KeyUse.KEK)
         with self._stub() as stub:
-            response = self._call(stub.GenerateKEK, pb.GenerateKEKRequest(kek_kid=_raw(kek_id)))
+            response = self._call(stub.GenerateKEK, pb.GenerateKEKRequest(kek_kid=kek))
         return {"kek_id": response.kek_kid.decode()}
 
     def import_ca(self, path: Path, ca_id: str) -> Result:
@@ -126,7 +131,8 @@ class Client:
     def generate_signing_key(self, key_id: str, algorithm: str) -> Result:
         """Return the signing key of this id, made in the token when it was not there."""
         request = signing.GenerateSigningKeyRequest(
-            key_id=_raw(key_id), algorithm=signing.KeyAlgorithm.Value(algorithm)
+            key_id=key_id_of(key_id, KeyUse.SIGNING),
+            algorithm=signing.KeyAlgorithm.Value(algorithm),
         )
         with self._channel() as channel:
             stub = signing_grpc.SigningServiceStub(channel)
@@ -145,7 +151,7 @@ class Client:
     def sign_digest(self, key_id: str, algorithm: str, digest: bytes) -> Result:
         """Return the signature, in base64, that a key in the token makes of a digest."""
         request = signing.SignRequest(
-            key_id=_raw(key_id),
+            key_id=key_id_of(key_id, KeyUse.SIGNING),
             algorithm=signing.SignatureAlgorithm.Value(algorithm),
             digest=digest,
         )
@@ -157,6 +163,32 @@ class Client:
             "algorithm": algorithm,
             "signature": base64.b64encode(response.signature).decode(),
         }
+
+    def destroy_key(self, key_id: bytes, confirm: bytes, public_key_sha256: bytes) -> None:
+        """Return when the signing key is no more."""
+        with self._channel() as channel:
+            self._call(
+                signing_grpc.SigningServiceStub(channel).DestroyKey,
+                signing.DestroyKeyRequest(
+                    key_id=key_id,
+                    confirm_key_id=confirm,
+                    confirm_public_key_sha256=public_key_sha256,
+                ),
+            )
+
+    def rewrap_dek(self, old: bytes, new: bytes, blob: bytes) -> tuple[bytes, bool]:
+        """Return the DEK under the new KEK, and whether that was not so before."""
+        request = rotation.RewrapDEKRequest(old_kek_id=old, new_kek_id=new, encrypted_dek_blob=blob)
+        with self._channel() as channel:
+            stub = rotation_grpc.RotationServiceStub(channel)
+            response = self._call(stub.RewrapDEK, request)
+        return response.encrypted_dek_blob, response.rewrapped
+
+    def destroy_kek(self, kek_id: bytes, confirm: bytes) -> None:
+        """Return when the KEK is no more."""
+        request = rotation.DestroyKEKRequest(kek_id=kek_id, confirm_kek_id=confirm)
+        with self._channel() as channel:
+            self._call(rotation_grpc.RotationServiceStub(channel).DestroyKEK, request)
 
     def health(self) -> Result:
         """Return when the plugin serves; HsmUnavailableError when it does not."""
@@ -175,7 +207,7 @@ class Client:
     def self_test(self, kek_id: str) -> Result:
         """Return when a secret made under this KEK comes back unchanged."""
         secret, context = os.urandom(32), b"self-test"
-        kek = _raw(kek_id)
+        kek = key_id_of(kek_id, KeyUse.KEK)
         with self._stub() as stub:
             dek = self._call(stub.GenerateDEK, pb.GenerateDEKRequest(kek_kid=kek))
             sealed = self._call(

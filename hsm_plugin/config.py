@@ -5,8 +5,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hsm_plugin import token_reference
 from hsm_plugin.errors import BadRequestError, ConfigError
-from hsm_plugin.keys import checked_id
+from hsm_plugin.key_reference import KeyUse, key_id
+from hsm_plugin.keys import (
+    CBC_KEK_LABEL,
+    CBC_MAC_LABEL,
+    KEK_LABEL,
+    CbcLabels,
+    KekCipher,
+    checked_id,
+)
 from hsm_plugin.listen_settings import ListenSettings
 
 DEFAULT_SOCKET = "/var/run/hsm-socket/.sock"
@@ -15,6 +24,11 @@ MESH_GID = 1337
 
 DEFAULT_HANG_SECONDS = 10.0
 """How long one call of the PKCS#11 module may last before its process is replaced."""
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""Where a pod finds the token of its service account."""
+
+DEFAULT_RETURN_SECONDS = 30.0
 
 _MAX_SOCKET_BYTES = 107
 """sun_path less its final NUL (unix(7))."""
@@ -27,6 +41,7 @@ class ServeConfig:
     socket: Path
     module: str
     token_label: str
+    """A label or a PKCS#11 URI, or several with a comma between, the preferred one first."""
     pin_file: Path
     state_dir: Path
     sessions: int
@@ -41,11 +56,23 @@ class ServeConfig:
     """A KEK that is looked for at the start; empty: none."""
     auto_create: bool
     """That KEK is made when it is not there."""
+    return_seconds: float
+    """How often a better token of the list is looked for while a stand-by is in use."""
+    kek_cipher: KekCipher
+    """Of the KEKs and DEKs that are made; blobs of both ciphers are opened."""
+    cbc_labels: CbcLabels
 
 
 def environment() -> Mapping[str, str]:
     """Return the process's environment; the flags of the command line take their defaults here."""
     return os.environ
+
+
+def api_server() -> str:
+    """Return host and port of the Kubernetes API as a pod is told them."""
+    host = os.environ.get("KUBERNETES_SERVICE_HOST", "kubernetes.default.svc")
+    port = os.environ.get("KUBERNETES_SERVICE_PORT_HTTPS", "443")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def serve_config(
@@ -64,6 +91,10 @@ def serve_config(
     log_as_json: bool = False,
     kek_id: str = "",
     auto_create: bool = False,
+    return_seconds: float = DEFAULT_RETURN_SECONDS,
+    algorithm: str = KekCipher.GCM.value,
+    key_label: str = CBC_KEK_LABEL,
+    hmac_label: str = CBC_MAC_LABEL,
 ) -> ServeConfig:
     """Return the settings, or raise one ConfigError that names every fault."""
     faults = [
@@ -95,6 +126,10 @@ def serve_config(
     faults += _kek_faults("--kek-id", kek_id)
     if auto_create and not kek_id:
         faults.append("--auto-create needs --kek-id: else each start would make another KEK")
+    if not 0.5 <= return_seconds <= 3600:  # noqa: PLR2004 - said in the message
+        faults.append("--return-after must be 500ms to 60m")
+    faults += _token_faults(token_label)
+    faults += _cipher_faults(algorithm, key_label, hmac_label)
     if faults:
         raise ConfigError("; ".join(faults), hint="see `hsm-plugin serve --help`")
     return ServeConfig(
@@ -107,11 +142,14 @@ def serve_config(
         queue_limit=queue_limit,
         drain_seconds=drain_seconds,
         hang_seconds=hang_seconds,
-        kubernetes_kek_id=kubernetes_kek_id,
+        kubernetes_kek_id=key_id(kubernetes_kek_id, KeyUse.KEK).decode(),
         listen=ways,
         log_as_json=log_as_json,
-        kek_id=kek_id,
+        kek_id=key_id(kek_id, KeyUse.KEK).decode(),
         auto_create=auto_create,
+        return_seconds=return_seconds,
+        kek_cipher=KekCipher(algorithm),
+        cbc_labels=CbcLabels(key_label, hmac_label),
     )
 
 
@@ -125,10 +163,33 @@ def _socket_faults(path: Path, *, is_used: bool) -> list[str]:
     return faults
 
 
+def _cipher_faults(algorithm: str, key_label: str, hmac_label: str) -> list[str]:
+    known = [cipher.value for cipher in KekCipher]
+    faults = []
+    if algorithm not in known:
+        faults.append(f"--algorithm must be {' or '.join(known)}")
+    labels = {key_label, hmac_label}
+    if len(labels - {"", KEK_LABEL}) < len((key_label, hmac_label)):
+        faults.append(
+            "--p11-key-label and --p11-hmac-label must be two labels, and none of them "
+            f"{KEK_LABEL}, which KEKs for AES-GCM bear"
+        )
+    return faults
+
+
+def _token_faults(tokens: str) -> list[str]:
+    try:
+        if tokens:
+            token_reference.parse_list(tokens)
+    except BadRequestError as error:
+        return [f"P11_TOKEN (--p11-label): {error} ({error.hint})"]
+    return []
+
+
 def _kek_faults(flag: str, kek_id: str) -> list[str]:
     try:
         if kek_id:
-            checked_id(os.fsencode(kek_id), "KEK id")
+            checked_id(key_id(kek_id, KeyUse.KEK), "KEK id")
     except BadRequestError as error:
         return [f"{flag}: {error}"]
     return []

@@ -58,11 +58,18 @@ class Connectable(Protocol):
     async def connect(self) -> TokenIdentity:
         """Find the token and log in, in a new worker when none runs."""
 
+    @property
+    def rank(self) -> int:
+        """The place of the token in use in the list of tokens."""
+
     async def replace(self) -> TokenIdentity:
         """Log in with what the files hold now, in a new worker that then takes over."""
 
     async def try_pin(self, pin_file: Path, in_use: Path | None) -> bool:
         """Tell whether a login was made with this file's PIN, beside the connection."""
+
+    async def prefer(self) -> TokenIdentity:
+        """Change over to a token that comes before the one in use."""
 
     def pause(self, seconds: float) -> None:
         """Tell callers how long the token is left alone."""
@@ -84,6 +91,8 @@ class Connection:
     token: Connectable
     pin_file: Path
     on_change: Callable[[TokenState], Awaitable[None]]
+    return_seconds: float = 30.0
+    """How often a better token is looked for while a stand-by is in use."""
     _backoff: Backoff = field(default_factory=Backoff)
     _logging_in: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by whoever tries the PIN: two at once could spend two attempts on one value."""
@@ -174,6 +183,7 @@ class Connection:
         """Return when the connection is lost."""
         connected_at = time.monotonic()
         lost = asyncio.ensure_future(self.token.lost())
+        back = asyncio.create_task(self._return_to_preferred())
         try:
             while not lost.done():
                 await asyncio.wait({lost}, timeout=_PROBE_SECONDS)
@@ -181,6 +191,8 @@ class Connection:
                     await self._probe()
         finally:
             lost.cancel()
+            back.cancel()
+            await asyncio.gather(back, return_exceptions=True)
         if time.monotonic() - connected_at >= STABLE_SECONDS:
             self._backoff.reset()
         if lost.result().loss is Loss.HSM:
@@ -191,6 +203,17 @@ class Connection:
             level=logging.WARNING,
             reason=lost.result().reason,
         )
+
+    async def _return_to_preferred(self) -> None:
+        """Look for the tokens before the one in use, now and then. Never returns; cancel it."""
+        while True:
+            await asyncio.sleep(self.return_seconds)
+            try:
+                async with self._logging_in:
+                    if self.token.rank:
+                        _log_success(await self.token.prefer(), self.pin_file)
+            except HsmPluginError as error:
+                event("token.standby", f"A stand-by token stays in use: {error}")
 
     async def _probe(self) -> None:
         try:
@@ -250,7 +273,14 @@ def _log_success(identity: TokenIdentity, pin_file: Path) -> None:
         model=identity.model,
         slot=identity.slot_id,
         sessions=identity.session_limit,
+        rank=identity.rank,
     )
+    if identity.passed_over:
+        event(
+            "token.passed_over",
+            f"Tokens that come before it are not in use: {identity.passed_over}",
+            level=logging.WARNING,
+        )
 
 
 def _log_failure(error: HsmPluginError) -> None:

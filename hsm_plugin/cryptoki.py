@@ -150,6 +150,7 @@ class TokenInfo:
 
     label: str
     serial: str
+    manufacturer: str
     model: str
     flags: int
     max_sessions: int | None
@@ -223,6 +224,7 @@ class Cryptoki:
         return TokenInfo(
             label=_text(info.label),
             serial=_text(info.serial),
+            manufacturer=_text(info.manufacturer),
             model=_text(info.model),
             flags=info.flags,
             max_sessions=min(limits) if limits else None,
@@ -335,14 +337,18 @@ class Cryptoki:
         self._call("C_SignInit", session, described, key)
         return self._output("C_Sign", session, data, room)
 
-    def encrypt(self, session: int, key: int, mechanism: int, gcm: Gcm, data: bytes) -> bytes:
-        """Return the ciphertext with its tag behind it."""
-        self._call("C_EncryptInit", session, _gcm_mechanism(mechanism, gcm), key)
+    def encrypt(
+        self, session: int, key: int, mechanism: int, parameter: Gcm | bytes, data: bytes
+    ) -> bytes:
+        """Return the ciphertext, for GCM with its tag behind it. `parameter`: an IV as bytes."""
+        self._call("C_EncryptInit", session, _cipher_mechanism(mechanism, parameter), key)
         return self._output("C_Encrypt", session, data, len(data) + 64)
 
-    def decrypt(self, session: int, key: int, mechanism: int, gcm: Gcm, data: bytes) -> bytes:
-        """Return the plaintext of a ciphertext with its tag behind it."""
-        self._call("C_DecryptInit", session, _gcm_mechanism(mechanism, gcm), key)
+    def decrypt(
+        self, session: int, key: int, mechanism: int, parameter: Gcm | bytes, data: bytes
+    ) -> bytes:
+        """Return the plaintext of what `encrypt` answered."""
+        self._call("C_DecryptInit", session, _cipher_mechanism(mechanism, parameter), key)
         return self._output("C_Decrypt", session, data, len(data) + 64)
 
     def _output(self, function: str, session: int, data: bytes, room: int) -> bytes:
@@ -396,12 +402,17 @@ def _pss_mechanism(kind: int, pss: Pss) -> Any:
     return _with(kind, _PssParameters(pss.hash_mechanism, pss.mask_function, pss.salt_bytes))
 
 
-def _gcm_mechanism(kind: int, gcm: Gcm) -> Any:
-    parameters = _GcmParameters(gcm.iv, len(gcm.iv), 8 * len(gcm.iv), gcm.aad, len(gcm.aad), 128)
-    return _with(kind, parameters)
+def _cipher_mechanism(kind: int, parameter: Gcm | bytes) -> Any:
+    if isinstance(parameter, bytes):
+        return _with(kind, (ctypes.c_ubyte * len(parameter)).from_buffer_copy(parameter))
+    gcm = _GcmParameters(
+        *(parameter.iv, len(parameter.iv), 8 * len(parameter.iv)),
+        *(parameter.aad, len(parameter.aad), 128),
+    )
+    return _with(kind, gcm)
 
 
-def _with(kind: int, parameters: ctypes.Structure) -> Any:
+def _with(kind: int, parameters: Any) -> Any:
     """Return a CK_MECHANISM, which keeps its parameters alive."""
     mechanism = _Mechanism(kind, ctypes.addressof(parameters), ctypes.sizeof(parameters))
     mechanism.kept = parameters

@@ -43,6 +43,7 @@ async def serve(config: ServeConfig) -> None:
             pin_file=config.pin_file,
             state_dir=config.state_dir,
             threads=config.sessions,
+            cbc_labels=config.cbc_labels,
         ),
         queue_limit=config.queue_limit,
         hang_seconds=config.hang_seconds,
@@ -60,13 +61,14 @@ async def serve(config: ServeConfig) -> None:
 
     usable = asyncio.Event()
     front = listening.front_of(config)
-    connection = Connection(token, config.pin_file, on_change)
+    connection = Connection(token, config.pin_file, on_change, config.return_seconds)
     apis = Apis(
         memory=memory,
         rsa_keys=RsaKeys(at_once=config.sessions, queue_limit=config.queue_limit),
         control=Control(config.pin_file, connection.reload, connection.try_pin),
         kubernetes_kek_id=config.kubernetes_kek_id,
         callers=listening.callers_of(config, front),
+        kek_cipher=config.kek_cipher,
     )
     grpc_server = server.build(token, apis, health_servicer)
     try:
@@ -104,6 +106,7 @@ def _first_kek(config: ServeConfig, token: TokenClient) -> FirstKek:
         config.kek_id,
         config.auto_create,
         lambda: token.bound(_START_LANE, time.monotonic() + _START_SECONDS),
+        config.kek_cipher,
     )
 
 

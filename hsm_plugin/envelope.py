@@ -10,6 +10,7 @@ import binascii
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
@@ -30,8 +31,21 @@ _KID = re.compile(r"[0-9a-f]{1,128}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
+class CompactJwe:
+    """The parts of a compact JWE, its algorithms not looked at yet."""
+
+    header: Mapping[str, object]
+    kid: str
+    protected: bytes
+    """ASCII of the encoded header."""
+    iv: bytes
+    ciphertext: bytes
+    tag: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Jwe:
-    """A parsed compact JWE."""
+    """A parsed compact JWE of alg "dir", enc "A256GCM"."""
 
     kid: str
     protected: bytes
@@ -66,7 +80,7 @@ class Dek:
         """Return the JWK, byte for byte as the reference lays it out."""
         return (
             b'{"key_ops":["encrypt","decrypt","sign","verify"],"alg":"A256GCM","kid":"%b",'
-            b'"k":"%b","kty":"oct"}' % (self.kid.encode(), _encode(self.key))
+            b'"k":"%b","kty":"oct"}' % (self.kid.encode(), encode(self.key))
         )
 
     @classmethod
@@ -80,7 +94,7 @@ class Dek:
             raise RejectedBlobError("the DEK has no usable kid")
         if not isinstance(key, str) or not key.isascii():
             raise RejectedBlobError("the DEK has no usable key")
-        value = _decode(key.encode(), "the DEK's key")
+        value = decode(key.encode(), "the DEK's key")
         if len(value) != DEK_BYTES:
             raise RejectedBlobError(f"the DEK has {len(value)} bytes instead of {DEK_BYTES}")
         return cls(kid=kid, key=bytearray(value))
@@ -124,18 +138,23 @@ def protected_header(kid: str, context: bytes = b"") -> bytes:
     """Return the encoded header, its members in the reference's order."""
     members = {"alg": "dir", "kid": kid}
     if context:
-        members["_thales_aad"] = _encode(context).decode()
+        members["_thales_aad"] = encode(context).decode()
     members["enc"] = "A256GCM"
-    return _encode(json.dumps(members, separators=(",", ":"), ensure_ascii=False).encode())
+    return encode(json.dumps(members, separators=(",", ":"), ensure_ascii=False).encode())
 
 
 def serialize(protected: bytes, sealed: Sealed) -> bytes:
     """Return the compact form (RFC 7516, section 7.1) with an empty encrypted key."""
-    parts = (protected, b"", _encode(sealed.iv), _encode(sealed.ciphertext), _encode(sealed.tag))
+    parts = (protected, b"", encode(sealed.iv), encode(sealed.ciphertext), encode(sealed.tag))
     return b".".join(parts)
 
 
 def parse(blob: bytes, name: str) -> Jwe:
+    """Return the parts of an A256GCM JWE; RejectedBlobError, naming `name`, for anything else."""
+    return read(split(blob, name), name)
+
+
+def split(blob: bytes, name: str) -> CompactJwe:
     """Return the parts of a compact JWE; RejectedBlobError, naming `name`, for anything else."""
     if len(blob) > MAX_BLOB_BYTES:
         raise RejectedBlobError(f"{name} has {len(blob)} bytes, more than {MAX_BLOB_BYTES}")
@@ -147,28 +166,36 @@ def parse(blob: bytes, name: str) -> Jwe:
         )
     if len(parts[0]) > MAX_HEADER_BYTES:
         raise RejectedBlobError(f"the header of {name} is longer than {MAX_HEADER_BYTES} bytes")
-    header = _json_object(_decode(parts[0], f"the header of {name}"), f"the header of {name}")
-    if header.get("alg") != "dir" or header.get("enc") != "A256GCM":
-        raise RejectedBlobError(f"{name} is not encrypted with alg dir, enc A256GCM")
+    header = _json_object(decode(parts[0], f"the header of {name}"), f"the header of {name}")
     if "crit" in header or "zip" in header:
         raise RejectedBlobError(f"{name} asks for a JWE extension that is not supported")
-    kid, context = header.get("kid"), header.get("_thales_aad", "")
+    kid = header.get("kid")
     if not isinstance(kid, str) or not kid.isascii():
         raise RejectedBlobError(f"the header of {name} has no usable kid")
-    if not isinstance(context, str) or not context.isascii():
-        raise RejectedBlobError(f"the header of {name} has no usable aad")
-    sealed = Sealed(
-        iv=_decode(parts[2], f"the IV of {name}"),
-        ciphertext=_decode(parts[3], f"the body of {name}"),
-        tag=_decode(parts[4], f"the tag of {name}"),
-    )
-    if len(sealed.tag) != TAG_BYTES or len(sealed.iv) not in (DEK_IV_BYTES, KEK_IV_BYTES):
-        raise RejectedBlobError(f"{name} has an IV or a tag of the wrong length")
-    return Jwe(
+    return CompactJwe(
+        header=header,
         kid=kid,
         protected=parts[0],
-        sealed=sealed,
-        context=_decode(context.encode(), f"the aad of {name}"),
+        iv=decode(parts[2], f"the IV of {name}"),
+        ciphertext=decode(parts[3], f"the body of {name}"),
+        tag=decode(parts[4], f"the tag of {name}"),
+    )
+
+
+def read(jwe: CompactJwe, name: str) -> Jwe:
+    """Return an A256GCM JWE of its parts; RejectedBlobError for another one."""
+    if jwe.header.get("alg") != "dir" or jwe.header.get("enc") != "A256GCM":
+        raise RejectedBlobError(f"{name} is not encrypted with alg dir, enc A256GCM")
+    context = jwe.header.get("_thales_aad", "")
+    if not isinstance(context, str) or not context.isascii():
+        raise RejectedBlobError(f"the header of {name} has no usable aad")
+    if len(jwe.tag) != TAG_BYTES or len(jwe.iv) not in (DEK_IV_BYTES, KEK_IV_BYTES):
+        raise RejectedBlobError(f"{name} has an IV or a tag of the wrong length")
+    return Jwe(
+        kid=jwe.kid,
+        protected=jwe.protected,
+        sealed=Sealed(iv=jwe.iv, ciphertext=jwe.ciphertext, tag=jwe.tag),
+        context=decode(context.encode(), f"the aad of {name}"),
     )
 
 
@@ -189,11 +216,13 @@ def _json_object(text: bytes, name: str) -> dict[str, object]:
     return value
 
 
-def _encode(data: bytes | bytearray) -> bytes:
+def encode(data: bytes | bytearray) -> bytes:
+    """Return base64url without padding (RFC 7515, section 2)."""
     return base64.urlsafe_b64encode(data).rstrip(b"=")
 
 
-def _decode(text: bytes, name: str) -> bytes:
+def decode(text: bytes, name: str) -> bytes:
+    """Return what `encode` was given; RejectedBlobError, naming `name`, for another text."""
     if not _BASE64URL.fullmatch(text):
         raise RejectedBlobError(f"{name} is not base64url")
     try:

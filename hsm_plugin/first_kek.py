@@ -5,8 +5,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from hsm_plugin import kek_blobs
 from hsm_plugin.errors import HsmPluginError, KeyNotFoundError
-from hsm_plugin.keys import AsyncKeyStore
+from hsm_plugin.kek_blobs import Purpose
+from hsm_plugin.keys import AsyncKeyStore, KekCipher
 from hsm_plugin.log import event
 
 _FIRST_PAUSE_SECONDS = 1.0
@@ -20,6 +22,7 @@ class FirstKek:
     kek_id: str
     create: bool
     store: Callable[[], AsyncKeyStore]
+    cipher: KekCipher = KekCipher.GCM
 
     async def run(self, usable: asyncio.Event) -> None:
         """Return when the KEK is in the token; `usable` is set while the token can be asked."""
@@ -35,10 +38,10 @@ class FirstKek:
         kek_id = self.kek_id.encode()
         try:
             if self.create:
-                made = await self.store().generate_kek(kek_id)
+                made = await self.store().generate_kek(kek_id, self.cipher)
             else:
                 made = False
-                await self.store().wrap(kek_id, b"is it there", b"")
+                await kek_blobs.wrap(self.store(), self.cipher, kek_id, b"is it there", Purpose.DEK)
         except KeyNotFoundError as error:
             event(
                 "kek.missing",

@@ -10,6 +10,12 @@ from hsm_plugin.errors import BadRequestError
 KEK_LABEL = "k8s-kms-plugin-kek"
 """CKA_LABEL of a KEK, as the reference plugin writes it."""
 
+CBC_KEK_LABEL = "k8s-dek"
+"""CKA_LABEL of a KEK for AES-CBC, the reference's default of --p11-key-label."""
+
+CBC_MAC_LABEL = "k8s-hmac"
+"""CKA_LABEL of the HMAC key beside it, the reference's default of --p11-hmac-label."""
+
 SIGNING_KEY_LABEL = "istio-hsm-signing-key"
 """CKA_LABEL of a resident signing key."""
 
@@ -18,6 +24,22 @@ ROOT_LABEL = "istio-hsm-root"
 
 MAX_ID_BYTES = 128
 _VISIBLE_ASCII = range(0x21, 0x7F)
+
+
+class KekCipher(Enum):
+    """How a KEK encrypts; each has KEKs of its own."""
+
+    GCM = "aes-gcm"
+    CBC = "aes-cbc"
+    """AES-CBC, then HMAC-SHA256 by a second key, for tokens without GCM."""
+
+
+@dataclass(frozen=True, slots=True)
+class CbcLabels:
+    """CKA_LABEL of the two keys that make a KEK for AES-CBC."""
+
+    kek: str = CBC_KEK_LABEL
+    mac: str = CBC_MAC_LABEL
 
 
 class KeyKind(Enum):
@@ -128,11 +150,12 @@ class ListedKey:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """The parts of an AES-GCM encryption (NIST SP 800-38D)."""
+    """The parts of an authenticated encryption (NIST SP 800-38D for AES-GCM)."""
 
     iv: bytes
     ciphertext: bytes
     tag: bytes
+    cipher: KekCipher = KekCipher.GCM
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +179,10 @@ class TokenIdentity:
     slot_id: int
     session_limit: int
     """Calls that the token can serve at once."""
+    rank: int = 0
+    """Its place in the list of tokens; 0 is the preferred one."""
+    passed_over: str = ""
+    """Why tokens that were tried before it are not in use; empty without any."""
 
 
 class KeyStore(Protocol):
@@ -165,14 +192,26 @@ class KeyStore(Protocol):
     than one object answers to an id.
     """
 
-    def generate_kek(self, kek_id: bytes) -> bool:
+    def generate_kek(self, kek_id: bytes, cipher: KekCipher = KekCipher.GCM) -> bool:
         """Return true when an AES-256 KEK was made, false when this id was there already."""
 
-    def wrap(self, kek_id: bytes, plaintext: bytes, aad: bytes) -> Sealed:
-        """Return the plaintext encrypted by the KEK inside the token."""
+    def wrap(
+        self, kek_id: bytes, plaintext: bytes, aad: bytes, cipher: KekCipher = KekCipher.GCM
+    ) -> Sealed:
+        """Return the plaintext encrypted by the KEK inside the token.
+
+        For CBC it must be whole blocks of 16 bytes, at least one.
+        """
 
     def unwrap(self, kek_id: bytes, sealed: Sealed, aad: bytes) -> bytes:
         """Return the plaintext; RejectedBlobError when the tag does not match."""
+
+    def destroy_kek(self, kek_id: bytes, cipher: KekCipher = KekCipher.GCM) -> None:
+        """Destroy the KEK for good, with all that is wrapped by it.
+
+        What an interrupted call left behind is destroyed by the next one; KeyNotFoundError when
+        nothing is.
+        """
 
     def generate_signing_key(
         self, key_id: bytes, algorithm: KeyAlgorithm
@@ -219,13 +258,18 @@ class AsyncKeyStore(Protocol):
     Raises ExpiredError and OverloadedError besides what a KeyStore raises.
     """
 
-    async def generate_kek(self, kek_id: bytes) -> bool:
+    async def generate_kek(self, kek_id: bytes, cipher: KekCipher = KekCipher.GCM) -> bool:
         """See KeyStore."""
 
-    async def wrap(self, kek_id: bytes, plaintext: bytes, aad: bytes) -> Sealed:
+    async def wrap(
+        self, kek_id: bytes, plaintext: bytes, aad: bytes, cipher: KekCipher = KekCipher.GCM
+    ) -> Sealed:
         """See KeyStore."""
 
     async def unwrap(self, kek_id: bytes, sealed: Sealed, aad: bytes) -> bytes:
+        """See KeyStore."""
+
+    async def destroy_kek(self, kek_id: bytes, cipher: KekCipher = KekCipher.GCM) -> None:
         """See KeyStore."""
 
     async def generate_signing_key(

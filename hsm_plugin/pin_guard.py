@@ -12,6 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from hsm_plugin.errors import PinRefusedError
 
@@ -19,6 +20,9 @@ _SCRYPT = {"n": 1 << 14, "r": 8, "p": 1, "dklen": 32}
 _SALT_BYTES = 16
 _MAX_ATTEMPTS = 64
 """More wrong values than any token stands before it locks."""
+_MAX_TOKENS = 64
+_UNNAMED = ""
+"""Written by a version that knew one token only: it counts for whichever is asked first."""
 
 
 class Outcome(Enum):
@@ -47,10 +51,20 @@ class PinState:
 
 
 class PinGuard:
-    """The memory of one token's PIN attempts since the last success, in a file of mode 0600."""
+    """The memory of one token's PIN attempts since the last success, in a file of mode 0600.
 
-    def __init__(self, path: Path) -> None:
+    The file may hold several tokens, each with a record of its own: what one of them accepts says
+    nothing about another one.
+    """
+
+    def __init__(self, path: Path, token: str = "") -> None:
+        """`token`: its serial number; empty for a file of one token."""
         self._path = path
+        self._token = token
+
+    def of_token(self, serial: str) -> "PinGuard":
+        """Return the guard of this token, in the same file."""
+        return PinGuard(self._path, serial)
 
     def permit(self, pin: str, state: PinState) -> None:
         """Return when this PIN may be tried once; the attempt is then on record.
@@ -81,27 +95,45 @@ class PinGuard:
 
     def settled(self) -> None:
         """Forget every attempt: the PIN was right, which resets the token's own counter."""
-        self._path.unlink(missing_ok=True)
+        others = {
+            token: record
+            for token, record in self._read().items()
+            if token not in (self._token, _UNNAMED)
+        }
+        if others:
+            self._keep(others)
+        else:
+            self._path.unlink(missing_ok=True)
 
     def _known(self, pin: str) -> Outcome | None:
-        record = self._read()
+        record = self._own(self._read())
         return record.attempts.get(_hash(pin, record.salt)) if record else None
 
     def _record(self, pin: str, outcome: Outcome) -> None:
-        record = self._read() or _Record(os.urandom(_SALT_BYTES), {})
+        records = self._read()
+        record = self._own(records) or _Record(os.urandom(_SALT_BYTES), {})
         digest = _hash(pin, record.salt)
         others = [entry for entry in record.attempts.items() if entry[0] != digest]
         attempts = dict([*others, (digest, outcome)][-_MAX_ATTEMPTS:])
+        kept = {token: entry for token, entry in records.items() if token != self._token}
+        newest = [*kept.items(), (self._token, _Record(record.salt, attempts))]
+        self._keep(dict(newest[-_MAX_TOKENS:]))
+
+    def _own(self, records: dict[str, _Record]) -> _Record | None:
+        """Return the token's record, or one that does not say of which token it is."""
+        return records.get(self._token) or records.get(_UNNAMED)
+
+    def _keep(self, records: dict[str, _Record]) -> None:
         try:
-            self._write(_to_json(_Record(record.salt, attempts)))
+            self._write(_to_json(records))
         except OSError as error:
             raise _unusable(self._path, error) from None
 
-    def _read(self) -> _Record | None:
+    def _read(self) -> dict[str, _Record]:
         try:
             return _from_json(self._path.read_bytes())
         except FileNotFoundError:
-            return None
+            return {}
         except OSError as error:
             raise _unusable(self._path, error) from None
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -135,13 +167,28 @@ def _hash(pin: str, salt: bytes) -> str:
     return hashlib.scrypt(pin.encode(), salt=salt, **_SCRYPT).hex()
 
 
-def _to_json(record: _Record) -> str:
-    attempts = {digest: outcome.value for digest, outcome in record.attempts.items()}
-    return json.dumps({"salt": record.salt.hex(), "attempts": attempts})
+def _to_json(records: dict[str, _Record]) -> str:
+    """Return one record as it is, others by token."""
+    texts = {
+        token: {
+            "salt": record.salt.hex(),
+            "attempts": {digest: outcome.value for digest, outcome in record.attempts.items()},
+        }
+        for token, record in records.items()
+    }
+    unnamed = texts.pop(_UNNAMED, {})
+    return json.dumps(unnamed | ({"tokens": texts} if texts else {}))
 
 
-def _from_json(text: bytes) -> _Record:
+def _from_json(text: bytes) -> dict[str, _Record]:
     kept = json.loads(text)
+    found = {str(token): _record_of(entry) for token, entry in kept.get("tokens", {}).items()}
+    if "salt" in kept or not found:
+        found[_UNNAMED] = _record_of(kept)
+    return found
+
+
+def _record_of(kept: dict[str, Any]) -> _Record:
     attempts = {str(digest): Outcome(name) for digest, name in kept["attempts"].items()}
     return _Record(bytes.fromhex(kept["salt"]), attempts)
 

@@ -1,21 +1,20 @@
 """The token behind a PKCS#11 module as a KeyStore: the only user of the module."""
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Sequence
 
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from hsm_plugin import deadline, recovery
+from hsm_plugin import deadline, token_reference
 from hsm_plugin import pkcs11_store_objects as objects
-from hsm_plugin.cryptoki import CryptokiError, Gcm, Pss
-from hsm_plugin.envelope import KEK_IV_BYTES, TAG_BYTES
-from hsm_plugin.errors import ConflictError, KeyNotFoundError, RejectedBlobError, UnsupportedError
+from hsm_plugin.cryptoki import Pss
+from hsm_plugin.errors import ConflictError, KeyNotFoundError, UnsupportedError
 from hsm_plugin.keys import (
-    KEK_LABEL,
     ROOT_LABEL,
     SIGNING_KEY_LABEL,
+    CbcLabels,
+    KekCipher,
     KeyAlgorithm,
     KeyKind,
     ListedKey,
@@ -33,7 +32,9 @@ from hsm_plugin.pkcs11_store_constants import (
     Mechanism,
     ObjectClass,
 )
-from hsm_plugin.pkcs11_store_sessions import KeyHandle, Session, SessionPool
+from hsm_plugin.pkcs11_store_keks import TokenKeks
+from hsm_plugin.pkcs11_store_lookup import Lookup
+from hsm_plugin.pkcs11_store_sessions import Session, SessionPool
 from hsm_plugin.pkcs11_store_token import TokenConnection
 from hsm_plugin.recovery import Action
 
@@ -51,28 +52,36 @@ _MECHANISMS = {
 
 
 class Pkcs11Store:
-    """A KeyStore on the one token of a label. All methods may be called from any thread."""
+    """A KeyStore on one token of a list. All methods may be called from any thread."""
 
     def __init__(
         self,
         module: str,
-        token_label: str,
+        tokens: str,
         read_pin: Callable[[], str],
         guard: PinGuard,
         *,
         max_sessions: int = 64,
+        cbc_labels: CbcLabels = CbcLabels(),  # noqa: B008 - it cannot change
     ) -> None:
+        """`tokens`: labels or PKCS#11 URIs, as token_reference.parse_list takes them."""
         self._token = TokenConnection(
-            module, token_label, read_pin, guard, max_sessions=max_sessions
+            module,
+            token_reference.parse_list(tokens),
+            read_pin,
+            guard,
+            max_sessions=max_sessions,
         )
         self._cryptoki = self._token.cryptoki
         self._creating = threading.Lock()
+        self._lookup = Lookup(self._cryptoki)
+        self._keks = TokenKeks(self._token, self._lookup, cbc_labels, self._creating)
 
     # -- the connection ------------------------------------------------------------------
 
-    def connect(self) -> TokenIdentity:
+    def connect(self, order: Sequence[int] = ()) -> TokenIdentity:
         """See TokenConnection."""
-        return self._token.connect()
+        return self._token.connect(order)
 
     def close(self) -> None:
         """See TokenConnection."""
@@ -92,91 +101,25 @@ class Pkcs11Store:
         """See TokenConnection."""
         return self._token.loss
 
-    # -- objects -------------------------------------------------------------------------
-
-    def _find(
-        self, pool: SessionPool, session: Session, kind: ObjectClass, label: str, object_id: bytes
-    ) -> list[int]:
-        found = self._cryptoki.find(session.handle, objects.search(kind, label, object_id))
-        if not found:
-            pool.expect_login(session)  # without a login, private objects are only not seen
-        return found
-
-    def _key(
-        self, pool: SessionPool, session: Session, kind: ObjectClass, label: str, key_id: bytes
-    ) -> KeyHandle:
-        """Return the only key that matches, found once for each session."""
-        keys = session.known_keys(pool.keys_version)
-        known = keys.get((kind, key_id))
-        if known is not None:
-            return known
-        handle = objects.only(self._find(pool, session, kind, label, key_id), label, key_id)
-        key_type, sensitive, extractable = self._cryptoki.read(
-            session.handle,
-            handle,
-            [Attribute.KEY_TYPE, Attribute.SENSITIVE, Attribute.EXTRACTABLE],
-        )
-        if sensitive == b"\0" or extractable != b"\0":
-            raise ConflictError(
-                f'the key "{label}" can leave the token, so it is not used',
-                hint="generate a new one with another key id",
-            )
-        key = KeyHandle(handle=handle, key_type=objects.to_int(key_type))
-        keys[(kind, key_id)] = key
-        return key
-
     # -- KEKs ----------------------------------------------------------------------------
 
-    def generate_kek(self, kek_id: bytes) -> bool:
+    def generate_kek(self, kek_id: bytes, cipher: KekCipher = KekCipher.GCM) -> bool:
         """See KeyStore."""
+        return self._keks.generate(kek_id, cipher)
 
-        def make(pool: SessionPool, session: Session) -> bool:
-            found = self._find(pool, session, ObjectClass.SECRET_KEY, KEK_LABEL, kek_id)
-            if found:
-                objects.only(found, KEK_LABEL, kek_id)
-                return False
-            template = objects.kek_template(kek_id)
-            self._cryptoki.generate_key(session.handle, Mechanism.AES_KEY_GEN, template)
-            return True
-
-        with self._creating:
-            return self._token.call("generating a KEK", make)
-
-    def wrap(self, kek_id: bytes, plaintext: bytes, aad: bytes) -> Sealed:
+    def wrap(
+        self, kek_id: bytes, plaintext: bytes, aad: bytes, cipher: KekCipher = KekCipher.GCM
+    ) -> Sealed:
         """See KeyStore."""
-        iv = os.urandom(KEK_IV_BYTES)
-
-        def encrypt(pool: SessionPool, session: Session) -> bytes:
-            kek = self._key(pool, session, ObjectClass.SECRET_KEY, KEK_LABEL, kek_id)
-            gcm = Gcm(iv=iv, aad=aad)
-            return self._cryptoki.encrypt(
-                session.handle, kek.handle, Mechanism.AES_GCM, gcm, plaintext
-            )
-
-        output = self._token.call("wrapping a DEK", encrypt)
-        return Sealed(iv=iv, ciphertext=output[:-TAG_BYTES], tag=output[-TAG_BYTES:])
+        return self._keks.wrap(kek_id, plaintext, aad, cipher)
 
     def unwrap(self, kek_id: bytes, sealed: Sealed, aad: bytes) -> bytes:
         """See KeyStore."""
+        return self._keks.unwrap(kek_id, sealed, aad)
 
-        def decrypt(pool: SessionPool, session: Session) -> bytes:
-            kek = self._key(pool, session, ObjectClass.SECRET_KEY, KEK_LABEL, kek_id)
-            gcm = Gcm(iv=sealed.iv, aad=aad)
-            data = sealed.ciphertext + sealed.tag
-            try:
-                return self._cryptoki.decrypt(
-                    session.handle, kek.handle, Mechanism.AES_GCM, gcm, data
-                )
-            except CryptokiError as error:
-                if error.code not in recovery.DOES_NOT_DECRYPT or error.function != "C_Decrypt":
-                    raise
-            self._token.check(pool, session)  # raises when the token is the cause
-            raise RejectedBlobError(
-                "the DEK does not authenticate: it was changed, or wrapped by another KEK",
-                hint="pass the KEK id that is stored beside the encrypted DEK",
-            )
-
-        return self._token.call("unwrapping a DEK", decrypt)
+    def destroy_kek(self, kek_id: bytes, cipher: KekCipher = KekCipher.GCM) -> None:
+        """See KeyStore."""
+        self._keks.destroy(kek_id, cipher)
 
     # -- resident signing keys -----------------------------------------------------------
 
@@ -187,9 +130,10 @@ class Pkcs11Store:
 
         def make(pool: SessionPool, session: Session) -> bool:
             label = SIGNING_KEY_LABEL
-            if self._find(pool, session, ObjectClass.PRIVATE_KEY, label, key_id):
+            if self._lookup.find(pool, session, ObjectClass.PRIVATE_KEY, label, key_id):
                 return False
             mechanism, public, private = objects.key_pair_templates(key_id, algorithm)
+            self._token.require_preferred("generating a signing key")
             self._token.require(mechanism, f"a key of {algorithm.value}")
             self._cryptoki.generate_key_pair(session.handle, mechanism, public, private)
             return True
@@ -208,9 +152,9 @@ class Pkcs11Store:
         """See KeyStore."""
 
         def read(pool: SessionPool, session: Session) -> SigningKey:
-            self._key(pool, session, ObjectClass.PRIVATE_KEY, SIGNING_KEY_LABEL, key_id)
+            self._lookup.key(pool, session, ObjectClass.PRIVATE_KEY, SIGNING_KEY_LABEL, key_id)
             label = SIGNING_KEY_LABEL
-            found = self._find(pool, session, ObjectClass.PUBLIC_KEY, label, key_id)
+            found = self._lookup.find(pool, session, ObjectClass.PUBLIC_KEY, label, key_id)
             public = objects.only(found, label, key_id)
             return objects.read_public_key(self._cryptoki, session.handle, public, key_id)
 
@@ -227,7 +171,9 @@ class Pkcs11Store:
         """See KeyStore."""
 
         def compute(pool: SessionPool, session: Session) -> list[bytes]:
-            key = self._key(pool, session, ObjectClass.PRIVATE_KEY, SIGNING_KEY_LABEL, key_id)
+            key = self._lookup.key(
+                pool, session, ObjectClass.PRIVATE_KEY, SIGNING_KEY_LABEL, key_id
+            )
             if key.key_type != _KEY_TYPES[algorithm.kind]:
                 raise ConflictError(
                     f"the signing key cannot make {algorithm.value} signatures",
@@ -276,7 +222,9 @@ class Pkcs11Store:
 
     def _orphaned(self, key_id: bytes) -> list[ListedKey]:
         def look(pool: SessionPool, session: Session) -> list[int]:
-            return self._find(pool, session, ObjectClass.PRIVATE_KEY, SIGNING_KEY_LABEL, key_id)
+            return self._lookup.find(
+                pool, session, ObjectClass.PRIVATE_KEY, SIGNING_KEY_LABEL, key_id
+            )
 
         if not self._token.call("listing the signing keys", look):
             return []
@@ -287,8 +235,8 @@ class Pkcs11Store:
 
         def destroy(pool: SessionPool, session: Session) -> None:
             label = SIGNING_KEY_LABEL
-            private = self._find(pool, session, ObjectClass.PRIVATE_KEY, label, key_id)
-            found = self._find(pool, session, ObjectClass.PUBLIC_KEY, label, key_id)
+            private = self._lookup.find(pool, session, ObjectClass.PRIVATE_KEY, label, key_id)
+            found = self._lookup.find(pool, session, ObjectClass.PUBLIC_KEY, label, key_id)
             public = objects.only(found, label, key_id)
             key = objects.read_public_key(self._cryptoki, session.handle, public, key_id)
             if hashlib.sha256(key.public_key).digest() != public_key_sha256:
@@ -296,6 +244,7 @@ class Pkcs11Store:
                     "the SHA-256 does not fit the public key of this id, so it is not destroyed",
                     hint="take it from `hsm-plugin list-keys`, and be sure of the key",
                 )
+            self._token.require_preferred("destroying a signing key")
             handles = [objects.only(private, label, key_id)] if private else []
             for handle in (*handles, public):
                 self._cryptoki.destroy(session.handle, handle)
@@ -313,7 +262,7 @@ class Pkcs11Store:
             kind = ObjectClass.CERTIFICATE
             known = [
                 self._cryptoki.read(session.handle, handle, [Attribute.VALUE])[0]
-                for handle in self._find(pool, session, kind, ROOT_LABEL, root.ca_id)
+                for handle in self._lookup.find(pool, session, kind, ROOT_LABEL, root.ca_id)
             ]
             if root.certificate in known:
                 return False
@@ -322,6 +271,7 @@ class Pkcs11Store:
                     "another root certificate is stored under this CA id",
                     hint="leave the CA id out, or choose another",
                 )
+            self._token.require_preferred("storing a root certificate")
             self._cryptoki.create(session.handle, objects.root_template(root))
             return True
 

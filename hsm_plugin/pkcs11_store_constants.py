@@ -45,6 +45,7 @@ class KeyType(IntEnum):
 
     RSA = 0x00
     EC = 0x03
+    GENERIC_SECRET = 0x10
     AES = 0x1F
     EC_EDWARDS = 0x40
 
@@ -55,11 +56,14 @@ class Mechanism(IntEnum):
     RSA_PKCS_KEY_PAIR_GEN = 0x0000
     RSA_PKCS = 0x0001
     RSA_PKCS_PSS = 0x000D
+    SHA256_HMAC = 0x0251
+    GENERIC_SECRET_KEY_GEN = 0x0350
     EC_KEY_PAIR_GEN = 0x1040
     ECDSA = 0x1041
     EC_EDWARDS_KEY_PAIR_GEN = 0x1055
     EDDSA = 0x1057
     AES_KEY_GEN = 0x1080
+    AES_CBC = 0x1082
     AES_GCM = 0x1087
 
 

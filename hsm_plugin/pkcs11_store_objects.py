@@ -48,7 +48,7 @@ _ALGORITHM_OF_BITS = {
 }
 
 
-def kek_template(kek_id: bytes) -> Template:
+def kek_template(kek_id: bytes, label: str = KEK_LABEL) -> Template:
     """Return the attributes of a new KEK: AES-256, for wrapping only, never to leave."""
     return {
         Attribute.CLASS: ObjectClass.SECRET_KEY,
@@ -58,7 +58,7 @@ def kek_template(kek_id: bytes) -> Template:
         Attribute.PRIVATE: True,
         Attribute.SENSITIVE: True,
         Attribute.EXTRACTABLE: False,
-        Attribute.LABEL: KEK_LABEL.encode(),
+        Attribute.LABEL: label.encode(),
         Attribute.ID: kek_id,
         Attribute.ENCRYPT: True,
         Attribute.DECRYPT: True,
@@ -66,6 +66,27 @@ def kek_template(kek_id: bytes) -> Template:
         Attribute.UNWRAP: True,
         Attribute.SIGN: False,
         Attribute.VERIFY: False,
+    }
+
+
+def mac_template(kek_id: bytes, label: str) -> Template:
+    """Return the attributes of a new HMAC key of 256 bits, for that only, never to leave."""
+    return {
+        Attribute.CLASS: ObjectClass.SECRET_KEY,
+        Attribute.KEY_TYPE: KeyType.GENERIC_SECRET,
+        Attribute.VALUE_LEN: 32,
+        Attribute.TOKEN: True,
+        Attribute.PRIVATE: True,
+        Attribute.SENSITIVE: True,
+        Attribute.EXTRACTABLE: False,
+        Attribute.LABEL: label.encode(),
+        Attribute.ID: kek_id,
+        Attribute.SIGN: True,
+        Attribute.VERIFY: True,
+        Attribute.ENCRYPT: False,
+        Attribute.DECRYPT: False,
+        Attribute.WRAP: False,
+        Attribute.UNWRAP: False,
     }
 
 

@@ -19,12 +19,12 @@ class Session:
     """An open session and the objects found through it; both end together."""
 
     handle: int
-    keys: dict[tuple[int, bytes], "KeyHandle"] = field(default_factory=dict)
+    keys: dict[tuple[int, str, bytes], "KeyHandle"] = field(default_factory=dict)
     used_at: float = 0.0
     keys_version: int = 0
     """The pool's when the keys were found."""
 
-    def known_keys(self, version: int) -> dict[tuple[int, bytes], "KeyHandle"]:
+    def known_keys(self, version: int) -> dict[tuple[int, str, bytes], "KeyHandle"]:
         """Return the keys found since the last one was destroyed: handles may be used again."""
         if self.keys_version != version:
             self.keys.clear()

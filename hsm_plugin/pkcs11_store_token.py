@@ -1,14 +1,16 @@
-"""The connection to a token: found by its label, logged in, and lost.
+"""The connection to a token: found by its label or serial number, logged in, and lost.
 
 One session logs in and stays open; it carries the login of the whole process (PKCS#11 2.40,
 section 5.6). Calls borrow sessions of a pool, with the handles found through them. When the
-token is lost, every session and handle is void: the module is initialised again and all is found
-anew by label and id. What a failed call calls for is said by hsm_plugin.recovery alone.
+token is lost, every session and handle is void: the module is initialised again, the tokens of
+the list are looked for in their order, and keys are found by label and id. What a failed call
+calls for is said by hsm_plugin.recovery alone.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 from hsm_plugin import recovery
@@ -22,6 +24,7 @@ from hsm_plugin.cryptoki import (
 )
 from hsm_plugin.errors import (
     ConfigError,
+    ConflictError,
     HsmPluginError,
     HsmUnavailableError,
     PinRefusedError,
@@ -32,6 +35,7 @@ from hsm_plugin.pin_guard import PinGuard, PinState
 from hsm_plugin.pkcs11_store_constants import Mechanism
 from hsm_plugin.pkcs11_store_sessions import Session, SessionPool
 from hsm_plugin.recovery import Action
+from hsm_plugin.token_reference import TokenReference
 
 _Result = TypeVar("_Result")
 
@@ -39,19 +43,20 @@ _PROBE_BYTES = 8
 
 
 class TokenConnection:
-    """The one token of a label, logged in. All methods may be called from any thread."""
+    """One token of a list, logged in. All methods may be called from any thread."""
 
     def __init__(
         self,
         module: str,
-        token_label: str,
+        tokens: Sequence[TokenReference],
         read_pin: Callable[[], str],
         guard: PinGuard,
         *,
         max_sessions: int = 64,
     ) -> None:
         self.cryptoki = Cryptoki(module)
-        self._label = token_label
+        self._tokens = tokens
+        self._rank = 0
         self._read_pin = read_pin
         self._guard = guard
         self._max_sessions = max_sessions
@@ -62,17 +67,23 @@ class TokenConnection:
         self._inside = 0
         self._changing = threading.Lock()
 
-    def connect(self) -> TokenIdentity:
-        """Return the token found, logged in; whatever was open before is void.
+    def connect(self, order: Sequence[int] = ()) -> TokenIdentity:
+        """Return the first token that can be used, logged in; what was open before is void.
 
-        HsmUnavailableError when it is not there, PinRefusedError when the PIN is not taken.
+        `order`: places in the list; all in its order when empty. HsmUnavailableError when none
+        can be used, PinRefusedError when each that is named refuses the PIN.
         """
+        failures: list[HsmPluginError] = []
         with self._changing:
             self._empty()
-            try:
-                return self._connect()
-            except CryptokiError as error:
-                raise self._unavailable(error, "connecting") from None
+            for rank in order or range(len(self._tokens)):
+                try:
+                    return replace(self._connect(rank), passed_over=_listed(failures))
+                except CryptokiError as error:
+                    failures.append(self._unavailable(error, "connecting"))
+                except (HsmUnavailableError, ConfigError) as error:
+                    failures.append(error)
+        raise _together(failures)
 
     def close(self) -> None:
         """Log out and finalise the module; calls that are under way end first."""
@@ -101,6 +112,18 @@ class TokenConnection:
                 hint="choose another algorithm, or enable the mechanism in the HSM's policy",
             )
 
+    def require_preferred(self, doing: str) -> None:
+        """Return when the token is the list's first; ConflictError on a stand-by.
+
+        What is made or destroyed on a stand-by is not on the others.
+        """
+        if self._rank:
+            raise ConflictError(
+                f"{doing} waits for the preferred token: {self._tokens[self._rank].name}, a "
+                "stand-by, is in use",
+                hint=f"bring {self._tokens[0].name} back, then copy the key to the stand-bys",
+            )
+
     def probe(self) -> None:
         """Return when the token answers and knows us; HsmUnavailableError when it does not."""
         self.call("probing the token", self.check)
@@ -116,22 +139,23 @@ class TokenConnection:
             self._pool = None
             self._gate.wait_for(lambda: self._inside == 0)
 
-    def _connect(self) -> TokenIdentity:
+    def _connect(self, rank: int) -> TokenIdentity:
         self.cryptoki.restart()
-        slot, token = self._find_token()
+        slot, token = self._find_token(self._tokens[rank])
         self._mechanisms = self.cryptoki.mechanisms(slot)
         limit = self._max_sessions
         if token.max_sessions is not None:
             limit = min(limit, token.max_sessions - 1)  # the login keeps one
         if limit < 1:
             raise HsmUnavailableError(
-                f'the token "{self._label}" allows {token.max_sessions} session(s) in all',
+                f'the token "{token.label}" allows {token.max_sessions} session(s) in all',
                 hint="allow this client 2 sessions or more in the HSM's settings",
             )
         self._log_in(self.cryptoki.open_session(slot), token)
         pool = SessionPool(self.cryptoki, slot, limit)
         with pool.session() as session:
             self.check(pool, session)
+        self._rank = rank
         self._pool = pool
         return TokenIdentity(
             label=token.label,
@@ -139,22 +163,34 @@ class TokenConnection:
             model=token.model,
             slot_id=slot,
             session_limit=limit,
+            rank=rank,
         )
 
-    def _find_token(self) -> tuple[int, TokenInfo]:
+    def _find_token(self, wanted: TokenReference) -> tuple[int, TokenInfo]:
         tokens = [(slot, self.cryptoki.token_info(slot)) for slot in self.cryptoki.slots()]
-        found = [(slot, token) for slot, token in tokens if token.label == self._label]
+        found = [
+            (slot, token)
+            for slot, token in tokens
+            if wanted.matches(
+                label=token.label,
+                serial=token.serial,
+                manufacturer=token.manufacturer,
+                model=token.model,
+                slot=slot,
+            )
+        ]
         if len(found) == 1:
             return found[0]
         if found:
             raise ConfigError(
-                f'{len(found)} tokens bear the label "{self._label}"',
-                hint="give each token a label of its own",
+                f"{len(found)} tokens bear {wanted}",
+                hint="give each token a label of its own, or name one by its serial number: "
+                "pkcs11:token=...;serial=...",
             )
         labels = sorted({token.label for _, token in tokens if token.label})
         seen = ", ".join(f'"{label}"' for label in labels) or "none"
         raise HsmUnavailableError(
-            f'no token bears the label "{self._label}"; tokens seen: {seen}',
+            f"no token bears {wanted}; tokens seen: {seen}",
             hint="compare P11_TOKEN with the slot label, and check the HSM's network and "
             "client certificate",
         )
@@ -162,7 +198,8 @@ class TokenConnection:
     def _log_in(self, session: int, token: TokenInfo) -> None:
         """Return logged in. An attempt without an answer stays on the guard's record."""
         pin = self._read_pin()
-        self._guard.permit(
+        guard = self._guard.of_token(token.serial or token.label)
+        guard.permit(
             pin,
             PinState(
                 locked=bool(token.flags & CKF_USER_PIN_LOCKED),
@@ -175,13 +212,13 @@ class TokenConnection:
         except CryptokiError as error:
             if error.code not in recovery.PIN_REFUSED:
                 raise
-            self._guard.refused(pin)
+            guard.refused(pin)
             self.cryptoki.stop()
             raise PinRefusedError(
-                f'the token "{self._label}" refused the PIN: {recovery.name_of(error.code)}',
+                f'the token "{token.label}" refused the PIN: {recovery.name_of(error.code)}',
                 hint="write the right PIN into the PIN file; it is picked up by itself",
             ) from None
-        self._guard.settled()
+        guard.settled()
 
     def call(self, doing: str, operation: Callable[[SessionPool, Session], _Result]) -> _Result:
         """Return what the operation returns, tried twice where the table says that it helps."""
@@ -236,7 +273,7 @@ class TokenConnection:
             pool = self._pool
             if pool is None:
                 raise HsmUnavailableError(
-                    f'the token "{self._label}" is not connected',
+                    f'the token "{self._tokens[self._rank].name}" is not connected',
                     hint="the plugin looks for it in the background; its log says what it meets",
                 )
             self._inside += 1
@@ -247,3 +284,17 @@ class TokenConnection:
                 self._inside -= 1
                 if not self._inside:
                     self._gate.notify_all()
+
+
+def _together(failures: list[HsmPluginError]) -> HsmPluginError:
+    """Return one error for all tokens that were tried; the PIN's only when each refused it."""
+    if len(failures) == 1:
+        return failures[0]
+    text = f"none of {len(failures)} tokens can be used: {_listed(failures)}"
+    refused = all(isinstance(failure, PinRefusedError) for failure in failures)
+    kind = PinRefusedError if refused else HsmUnavailableError
+    return kind(text, hint=failures[0].hint)
+
+
+def _listed(failures: list[HsmPluginError]) -> str:
+    return "; ".join(map(str, failures))

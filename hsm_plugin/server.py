@@ -15,9 +15,10 @@ from hsm_plugin.admission import Lane
 from hsm_plugin.callers import Callers
 from hsm_plugin.control_service import Control
 from hsm_plugin.errors import BadRequestError, ExpiredError, HsmPluginError
-from hsm_plugin.keys import AsyncKeyStore
+from hsm_plugin.keys import AsyncKeyStore, KekCipher
 from hsm_plugin.kubernetes_kms import KubernetesKms
 from hsm_plugin.log import event
+from hsm_plugin.rotation_service import Rotation
 from hsm_plugin.rsa_keys import RsaKeys
 from hsm_plugin.service import KeyManagement, utc_now
 from hsm_plugin.signing_service import Signing
@@ -32,6 +33,8 @@ from istio_hsm_proto import kms_kubernetes_v1beta1_pb2 as kms_v1
 from istio_hsm_proto import kms_kubernetes_v1beta1_pb2_grpc as kms_v1_grpc
 from istio_hsm_proto import kms_kubernetes_v2_pb2 as kms_v2
 from istio_hsm_proto import kms_kubernetes_v2_pb2_grpc as kms_v2_grpc
+from istio_hsm_proto import rotation_v1_pb2 as rotation
+from istio_hsm_proto import rotation_v1_pb2_grpc as rotation_grpc
 from istio_hsm_proto import signing_v1_pb2 as signing
 from istio_hsm_proto import signing_v1_pb2_grpc as signing_grpc
 
@@ -51,6 +54,7 @@ _SERVICES = (
     kms.DESCRIPTOR.services_by_name["KeyManagementService"].full_name,
     signing.DESCRIPTOR.services_by_name["SigningService"].full_name,
     control.DESCRIPTOR.services_by_name["ControlService"].full_name,
+    rotation.DESCRIPTOR.services_by_name["RotationService"].full_name,
 )
 _V1 = "v1beta1"
 _KUBERNETES_LANE = b" kubernetes"
@@ -76,6 +80,7 @@ class Apis:
     kubernetes_kek_id: str
     """Empty: Kubernetes' services are not offered."""
     callers: Callers
+    kek_cipher: KekCipher
 
 
 class Edge(Generic[_Api]):
@@ -302,6 +307,33 @@ class _ControlServicer(control_grpc.ControlServiceServicer):
         return await self._edge.answer(context, Control.trial_credentials, request, _CONTROL_LANE)
 
 
+class _RotationServicer(rotation_grpc.RotationServiceServicer):
+    def __init__(self, edge: Edge[Rotation]) -> None:
+        self._edge = edge
+
+    async def RewrapDEK(
+        self,
+        request: rotation.RewrapDEKRequest,
+        context: grpc.aio.ServicerContext[rotation.RewrapDEKRequest, rotation.RewrapDEKResponse],
+    ) -> rotation.RewrapDEKResponse:
+        response = await self._edge.answer(
+            context, Rotation.rewrap_dek, request, request.new_kek_id
+        )
+        if response.rewrapped:
+            old, new = request.old_kek_id.decode(), request.new_kek_id.decode()
+            event("dek.rewrapped", f"Re-wrapped a DEK of the KEK {old} by the KEK {new}")
+        return response
+
+    async def DestroyKEK(
+        self,
+        request: rotation.DestroyKEKRequest,
+        context: grpc.aio.ServicerContext[rotation.DestroyKEKRequest, rotation.DestroyKEKResponse],
+    ) -> rotation.DestroyKEKResponse:
+        response = await self._edge.answer(context, Rotation.destroy_kek, request, request.kek_id)
+        event("kek.destroyed", f"Destroyed the KEK {request.kek_id.decode()}")
+        return response
+
+
 class _KubernetesV2Servicer(kms_v2_grpc.KeyManagementServiceServicer):
     def __init__(self, edge: Edge[KubernetesKms]) -> None:
         self._edge = edge
@@ -405,7 +437,9 @@ def build(
             Edge(
                 token,
                 apis.callers,
-                lambda store: KeyManagement(store, utc_now, apis.rsa_keys.make, apis.memory),
+                lambda store: KeyManagement(
+                    store, utc_now, apis.rsa_keys.make, apis.memory, apis.kek_cipher
+                ),
             )
         ),
         server,
@@ -416,8 +450,24 @@ def build(
     control_grpc.add_ControlServiceServicer_to_server(
         _ControlServicer(Edge(token, apis.callers, lambda _store: apis.control)), server
     )
+    rotation_grpc.add_RotationServiceServicer_to_server(
+        _RotationServicer(
+            Edge(
+                token,
+                apis.callers,
+                lambda store: Rotation(
+                    *(store, apis.kek_cipher, apis.kubernetes_kek_id, apis.memory.clear)
+                ),
+            )
+        ),
+        server,
+    )
     if apis.kubernetes_kek_id:
-        edge = Edge(token, apis.callers, lambda store: KubernetesKms(store, apis.kubernetes_kek_id))
+        edge = Edge(
+            token,
+            apis.callers,
+            lambda store: KubernetesKms(store, apis.kubernetes_kek_id, apis.kek_cipher),
+        )
         kms_v2_grpc.add_KeyManagementServiceServicer_to_server(_KubernetesV2Servicer(edge), server)
         kms_v1_grpc.add_KeyManagementServiceServicer_to_server(_KubernetesV1Servicer(edge), server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)

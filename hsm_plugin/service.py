@@ -10,11 +10,12 @@ from typing import TypeVar
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from hsm_plugin import elliptic_keys, trust
+from hsm_plugin import elliptic_keys, kek_blobs, trust
 from hsm_plugin.elliptic_keys import EllipticCurve
-from hsm_plugin.envelope import MAX_BLOB_BYTES, Dek, parse, protected_header, serialize
+from hsm_plugin.envelope import MAX_BLOB_BYTES, Dek
 from hsm_plugin.errors import BadRequestError, RejectedBlobError, UnsupportedError
-from hsm_plugin.keys import AsyncKeyStore, TrustedRoot, checked_id
+from hsm_plugin.kek_blobs import Purpose
+from hsm_plugin.keys import AsyncKeyStore, KekCipher, TrustedRoot, checked_id
 from hsm_plugin.token_memory import TokenMemory
 from istio_hsm_proto import kms_istio_v1_pb2 as pb
 
@@ -39,24 +40,27 @@ class KeyManagement:
         now: Callable[[], datetime],
         make_rsa_key: Callable[[int], Awaitable[bytes]],
         memory: TokenMemory,
+        cipher: KekCipher = KekCipher.GCM,
     ) -> None:
+        """`cipher`: of the KEKs and DEKs that are made; blobs of both are opened."""
         self._store = store
         self._memory = memory
+        self._cipher = cipher
         self._make_rsa_key = make_rsa_key
         self._now = now
 
     async def generate_kek(self, request: pb.GenerateKEKRequest) -> pb.GenerateKEKResponse:
         """Answer the id of a KEK that is in the token."""
         kek_id = request.kek_kid or str(uuid.uuid4()).encode()
-        await self._store.generate_kek(checked_id(kek_id, "KEK id"))
+        await self._store.generate_kek(checked_id(kek_id, "KEK id"), self._cipher)
         return pb.GenerateKEKResponse(kek_kid=kek_id)
 
     async def generate_dek(self, request: pb.GenerateDEKRequest) -> pb.GenerateDEKResponse:
         """Answer a new DEK, wrapped by the KEK."""
         kek_id = checked_id(request.kek_kid, "KEK id")
-        protected = protected_header(kek_id.decode())
-        sealed = await self._store.wrap(kek_id, Dek.generate().to_jwk(), protected)
-        return pb.GenerateDEKResponse(encrypted_dek_blob=serialize(protected, sealed))
+        jwk = Dek.generate().to_jwk()
+        blob = await kek_blobs.wrap(self._store, self._cipher, kek_id, jwk, Purpose.DEK)
+        return pb.GenerateDEKResponse(encrypted_dek_blob=blob)
 
     async def generate_skey(self, request: pb.GenerateSKeyRequest) -> pb.GenerateSKeyResponse:
         """Answer a new key, encrypted under the DEK."""
@@ -167,14 +171,14 @@ class KeyManagement:
         if known is not None:
             return known
         kek_id = checked_id(kek_kid, "KEK id")
-        jwe = parse(blob, "the encrypted DEK")
-        if jwe.kid.encode() != kek_id:
+        wrapped = kek_blobs.parse(blob, Purpose.DEK, "the encrypted DEK")
+        if wrapped.kek_id != kek_id:
             raise RejectedBlobError(
                 "the encrypted DEK was wrapped by another KEK than the one named",
                 hint="pass the kek-id that is stored beside the encrypted DEK",
             )
         begun = self._memory.begin()
-        dek = Dek.from_jwk(await self._store.unwrap(kek_id, jwe.sealed, jwe.protected))
+        dek = Dek.from_jwk(await kek_blobs.unwrap(self._store, wrapped))
         self._memory.keep_dek(kek_id, blob, dek, begun)
         return dek
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from hsm_plugin import worker_codec
 from hsm_plugin.admission import Admission, Lane
 from hsm_plugin.bound_token import BoundToken
-from hsm_plugin.breaker import Breaker
+from hsm_plugin.breaker import STABLE_SECONDS, Breaker
 from hsm_plugin.errors import HsmUnavailableError, HungCallError
 from hsm_plugin.keys import TokenIdentity
 from hsm_plugin.signing_pace import SigningPace
@@ -42,6 +42,7 @@ _ONE_AT_A_TIME = frozenset(
         Operation.GENERATE_KEK,
         Operation.GENERATE_SIGNING_KEY,
         Operation.DESTROY_SIGNING_KEY,
+        Operation.DESTROY_KEK,
         Operation.SIGNING_KEYS,
         Operation.ADD_ROOT,
     }
@@ -76,6 +77,12 @@ class TokenClient:
         self._worker: WorkerProcess | None = None
         self._queue_limit = queue_limit
         self._held = 0
+        self._tokens = settings.tokens
+        self._first = 0
+        """Where in the list of tokens the next connect begins."""
+        self._connected_at = 0.0
+        self.rank = 0
+        """The place in the list of the token in use; 0 is the preferred one."""
         self._settled = asyncio.Event()
         self._settled.set()
         self._lost: asyncio.Future[Lost] | None = None
@@ -136,28 +143,44 @@ class TokenClient:
                 )
 
     async def connect(self) -> TokenIdentity:
-        """Return the token found and logged in; calls are let through from now on."""
+        """Return the token found and logged in; calls are let through from now on.
+
+        The list's first token comes first, unless its worker hung or ended in the last attempt,
+        or the token was lost just after it was found: then the next one does.
+        """
         worker = self.start_worker()
+        order = [(self._first + step) % self._tokens for step in range(self._tokens)]
         lost: asyncio.Future[Lost] = asyncio.get_running_loop().create_future()
         self._lost = lost
         try:
-            identity = await self._log_in(worker)
+            identity = await self._log_in(worker, order)
             if not lost.done():
                 self.breaker.close()
+        except HsmUnavailableError:
+            self._first = 0 if worker.is_running else (self._first + 1) % self._tokens
+            raise
         finally:
             self._settled.set()
         self._fit(identity)
         return identity
 
-    async def replace(self) -> TokenIdentity:
+    async def prefer(self) -> TokenIdentity:
+        """Return a token that comes before the one in use, after a change over to it.
+
+        HsmUnavailableError when none can be used; the one in use stays.
+        """
+        return await self.replace(range(self.rank))
+
+    async def replace(self, order: Sequence[int] = ()) -> TokenIdentity:
         """Return the token after a new worker has logged in and taken over from the old one.
 
         The new one reads every file anew. When it cannot log in, the old one stays.
+        `order`: places in the list of tokens; all when empty.
         """
         fresh = self._new_worker()
         try:
             async with asyncio.timeout(_CONNECT_HANGS * self._hang_seconds):
-                identity = await self._log_in(fresh)
+                identity = await self._log_in(fresh, order)
         except TimeoutError:
             await self._discard(fresh)
             raise HsmUnavailableError(
@@ -186,7 +209,7 @@ class TokenClient:
             async with asyncio.timeout(_CONNECT_HANGS * self._hang_seconds):
                 if in_use is not None and await self._same_pin(spare, pin_file, in_use):
                     return False
-                await self._log_in(spare)
+                await self._log_in(spare, [] if self.breaker.is_open else [self.rank])
         except TimeoutError:
             spare.kill("its login hung")
             raise HsmUnavailableError(
@@ -209,10 +232,13 @@ class TokenClient:
         )
         return worker_codec.decode_bool(same)
 
-    async def _log_in(self, worker: WorkerProcess) -> TokenIdentity:
+    async def _log_in(self, worker: WorkerProcess, order: Sequence[int] = ()) -> TokenIdentity:
         patience = _CONNECT_HANGS * self._hang_seconds
         fields = await worker.ask(
-            Operation.CONNECT, [], deadline=time.monotonic() + patience, limit_seconds=patience
+            Operation.CONNECT,
+            worker_codec.encode_order(order),
+            deadline=time.monotonic() + patience,
+            limit_seconds=patience,
         )
         return worker_codec.decode_identity(fields)
 
@@ -230,7 +256,8 @@ class TokenClient:
             await worker.close()
 
     def _fit(self, identity: TokenIdentity) -> None:
-        """Admit as many calls as the token has sessions for."""
+        """Remember which token it is, and admit as many calls as it has sessions for."""
+        self.rank, self._first, self._connected_at = identity.rank, 0, time.monotonic()
         threads = min(self._settings.threads, identity.session_limit)
         spare = _QUEUED_IN_WORKER if threads == self._settings.threads else 0
         self.admission.resize(threads + spare)
@@ -354,6 +381,8 @@ class TokenClient:
             self._settled.set()
         elif not self.breaker.is_open:
             self._settled.clear()
+        if time.monotonic() - self._connected_at < STABLE_SECONDS:
+            self._first = (self.rank + 1) % self._tokens
         self.breaker.open(reason, time.monotonic())
         self._forget()
         if self._lost is not None and not self._lost.done():

@@ -9,7 +9,7 @@ import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, unique
 
 from hsm_plugin import errors
 from hsm_plugin.errors import BadRequestError, HsmPluginError
@@ -25,6 +25,7 @@ _REQUEST = struct.Struct("=QdBH")
 _ANSWER = struct.Struct("=QBH")
 
 
+@unique
 class Operation(IntEnum):
     """What is asked of the worker."""
 
@@ -43,6 +44,7 @@ class Operation(IntEnum):
     SIGNING_KEYS = 12
     DESTROY_SIGNING_KEY = 13
     SAME_PIN = 14
+    DESTROY_KEK = 20
 
 
 class Kind(IntEnum):

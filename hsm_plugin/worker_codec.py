@@ -1,6 +1,7 @@
 """Results of a KeyStore as byte strings, and back."""
 
 import struct
+from collections.abc import Sequence
 
 from hsm_plugin.keys import KeyAlgorithm, ListedKey, SigningKey, TokenIdentity, TrustedRoot
 
@@ -72,13 +73,24 @@ def decode_roots(fields: list[bytes]) -> list[TrustedRoot]:
 
 
 def encode_identity(identity: TokenIdentity) -> list[bytes]:
-    """Return five fields."""
-    numbers = (str(identity.slot_id), str(identity.session_limit))
-    texts = (identity.label, identity.serial, identity.model, *numbers)
+    """Return seven fields."""
+    numbers = (str(identity.slot_id), str(identity.session_limit), str(identity.rank))
+    texts = (identity.label, identity.serial, identity.model, identity.passed_over, *numbers)
     return [text.encode() for text in texts]
 
 
 def decode_identity(fields: list[bytes]) -> TokenIdentity:
     """Return what encode_identity was given."""
-    label, serial, model, slot_id, session_limit = (entry.decode() for entry in fields)
-    return TokenIdentity(label, serial, model, int(slot_id), int(session_limit))
+    label, serial, model, passed_over, *numbers = (entry.decode() for entry in fields)
+    slot_id, session_limit, rank = map(int, numbers)
+    return TokenIdentity(label, serial, model, slot_id, session_limit, rank, passed_over)
+
+
+def encode_order(order: Sequence[int]) -> list[bytes]:
+    """Return a field for each place in the list of tokens."""
+    return [str(rank).encode() for rank in order]
+
+
+def decode_order(fields: list[bytes]) -> list[int]:
+    """Return what encode_order was given."""
+    return [int(entry) for entry in fields]

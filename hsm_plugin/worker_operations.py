@@ -5,12 +5,13 @@ hsm_plugin.worker_codec has the pairs that turn results into byte strings and ba
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from hsm_plugin import worker_codec
 from hsm_plugin.keys import (
+    KekCipher,
     KeyAlgorithm,
     KeyStore,
     Sealed,
@@ -26,8 +27,8 @@ from hsm_plugin.wire import Operation
 class TokenStore(KeyStore, Protocol):
     """A KeyStore with the connection that it lives on."""
 
-    def connect(self) -> TokenIdentity:
-        """Find the token and log in."""
+    def connect(self, order: Sequence[int] = ()) -> TokenIdentity:
+        """Find a token, in this order of their places in the list, and log in."""
 
     def probe(self) -> None:
         """Return when the token answers."""
@@ -54,8 +55,8 @@ def _load_module(_: TokenStore, __: list[bytes]) -> list[bytes]:
     return []
 
 
-def _connect(store: TokenStore, _: list[bytes]) -> list[bytes]:
-    return worker_codec.encode_identity(store.connect())
+def _connect(store: TokenStore, fields: list[bytes]) -> list[bytes]:
+    return worker_codec.encode_identity(store.connect(worker_codec.decode_order(fields)))
 
 
 def _probe(store: TokenStore, _: list[bytes]) -> list[bytes]:
@@ -69,19 +70,27 @@ def _same_pin(_: TokenStore, fields: list[bytes]) -> list[bytes]:
 
 
 def _generate_kek(store: KeyStore, fields: list[bytes]) -> list[bytes]:
-    (kek_id,) = fields
-    return [worker_codec.encode_bool(store.generate_kek(kek_id))]
+    kek_id, cipher = fields
+    created = store.generate_kek(kek_id, KekCipher(cipher.decode()))
+    return [worker_codec.encode_bool(created)]
 
 
 def _wrap(store: KeyStore, fields: list[bytes]) -> list[bytes]:
-    kek_id, plaintext, aad = fields
-    sealed = store.wrap(kek_id, plaintext, aad)
+    kek_id, plaintext, aad, cipher = fields
+    sealed = store.wrap(kek_id, plaintext, aad, KekCipher(cipher.decode()))
     return [sealed.iv, sealed.ciphertext, sealed.tag]
 
 
 def _unwrap(store: KeyStore, fields: list[bytes]) -> list[bytes]:
-    kek_id, iv, ciphertext, tag, aad = fields
-    return [store.unwrap(kek_id, Sealed(iv=iv, ciphertext=ciphertext, tag=tag), aad)]
+    kek_id, iv, ciphertext, tag, cipher, aad = fields
+    sealed = Sealed(iv=iv, ciphertext=ciphertext, tag=tag, cipher=KekCipher(cipher.decode()))
+    return [store.unwrap(kek_id, sealed, aad)]
+
+
+def _destroy_kek(store: KeyStore, fields: list[bytes]) -> list[bytes]:
+    kek_id, cipher = fields
+    store.destroy_kek(kek_id, KekCipher(cipher.decode()))
+    return []
 
 
 def _generate_signing_key(store: KeyStore, fields: list[bytes]) -> list[bytes]:
@@ -134,6 +143,7 @@ _HANDLERS: dict[Operation, Callable[[TokenStore, list[bytes]], list[bytes]]] = {
     Operation.GENERATE_KEK: _generate_kek,
     Operation.WRAP: _wrap,
     Operation.UNWRAP: _unwrap,
+    Operation.DESTROY_KEK: _destroy_kek,
     Operation.GENERATE_SIGNING_KEY: _generate_signing_key,
     Operation.SIGNING_KEY: _signing_key,
     Operation.SIGN: _sign,

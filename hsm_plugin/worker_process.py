@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from hsm_plugin import wire
+from hsm_plugin import token_reference, wire
 from hsm_plugin.errors import HsmPluginError, HsmUnavailableError, HungCallError
+from hsm_plugin.keys import CbcLabels
 from hsm_plugin.wire import Answer, Kind, Operation
 
 _BUFFER_BYTES = 1 << 20
@@ -49,6 +50,12 @@ class WorkerSettings:
     pin_file: Path
     state_dir: Path
     threads: int
+    cbc_labels: CbcLabels = field(default_factory=CbcLabels)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are tried in turn."""
+        return len(token_reference.parse_list(self.token_label))
 
     def command(self, socket_number: int) -> list[str]:
         """Return the worker's command line."""
@@ -58,6 +65,7 @@ class WorkerSettings:
             *("--module", self.module, "--token-label", self.token_label),
             *("--pin-file", str(self.pin_file), "--state-dir", str(self.state_dir)),
             *("--threads", str(self.threads)),
+            *("--key-label", self.cbc_labels.kek, "--hmac-label", self.cbc_labels.mac),
         ]
 
 

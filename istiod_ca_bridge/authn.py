@@ -1,6 +1,6 @@
 """Who is calling: a client certificate or a signed token -> caller."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -36,6 +36,11 @@ class Caller:
     method: Method
     pod: str = ""
     pod_uid: str = ""
+    agent: str = ""
+    """The node agent that asks in the workload's stead; pod and token are its own then."""
+
+    not_after: datetime | None = None
+    """When the certificate that it came with expires."""
 
 
 class TokenAuthenticator(Protocol):
@@ -46,17 +51,40 @@ class TokenAuthenticator(Protocol):
         ...
 
 
-def caller_of_certificate(der: bytes, trust_domain: str, now: datetime) -> Caller:
+@dataclass(frozen=True, slots=True)
+class TrustDomain:
+    """The trust domain whose identities are given, and other names that it goes or went by."""
+
+    name: str
+    aliases: frozenset[str] = frozenset()
+
+    def own(self, identity: WorkloadIdentity) -> WorkloadIdentity:
+        """Return the identity under the domain's own name; UnauthenticatedError if it is of none.
+
+        So a mesh that is renamed renews certificates of the old name into the new one.
+        """
+        if identity.trust_domain == self.name:
+            return identity
+        if identity.trust_domain not in self.aliases:
+            raise UnauthenticatedError("the client certificate is of another trust domain")
+        return workload_identity(self.name, identity.namespace, identity.service_account)
+
+
+def caller_of_certificate(
+    der: bytes, trust_domain: TrustDomain, now: datetime, revoked: Container[int] = frozenset()
+) -> Caller:
     """Return the caller of a client certificate whose chain TLS verified already.
 
     The certificate must be valid now, no CA, and have exactly one URI: the SPIFFE identity of a
-    workload in our trust domain.
+    workload in our trust domain or one of its aliases. `revoked` holds serials.
     """
     try:
         certificate = x509.load_der_x509_certificate(der)
         extensions = certificate.extensions
     except MALFORMED:
         raise UnauthenticatedError("the client certificate is malformed") from None
+    if certificate.serial_number in revoked:
+        raise UnauthenticatedError("the client certificate is revoked")
     if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
         raise UnauthenticatedError("the client certificate is expired or not valid yet")
     uris: list[str] = []
@@ -67,10 +95,8 @@ def caller_of_certificate(der: bytes, trust_domain: str, now: datetime) -> Calle
             uris = extension.value.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1:
         raise UnauthenticatedError(f"the client certificate has {len(uris)} URIs instead of one")
-    identity = parse_spiffe_id(uris[0])
-    if identity.trust_domain != trust_domain:
-        raise UnauthenticatedError("the client certificate is of another trust domain")
-    return Caller(identity, Method.CERTIFICATE)
+    identity = trust_domain.own(parse_spiffe_id(uris[0]))
+    return Caller(identity, Method.CERTIFICATE, not_after=certificate.not_valid_after_utc)
 
 
 def key_set(document: object) -> dict[str, jwt.PyJWK]:

@@ -1,52 +1,55 @@
-"""IstioCertificateService: authenticate, grant, sign, check, answer."""
+"""IstioCertificateService: authenticate, issue, answer, and count it all."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from istio_hsm_proto import istio_ca_pb2 as ca
 from istio_hsm_proto.istio_ca_pb2_grpc import IstioCertificateServiceServicer
-from istiod_ca_bridge.authn import Caller, TokenAuthenticator, caller_of_certificate
-from istiod_ca_bridge.authority import Authority, new_serial
+from istiod_ca_bridge.authn import Caller, TokenAuthenticator, TrustDomain, caller_of_certificate
 from istiod_ca_bridge.errors import (
     BridgeError,
     ForbiddenError,
     KeyServiceUnavailableError,
     NotServingError,
     OverloadedError,
+    RefusedLifetimeError,
+    RefusedRequestError,
     UnauthenticatedError,
 )
-from istiod_ca_bridge.issue import issue
+from istiod_ca_bridge.impersonation import NodeAgents
 from istiod_ca_bridge.log import EventLog
-from istiod_ca_bridge.policy import TtlPolicy, grant_workload, granted_lifetime, requested_key
+from istiod_ca_bridge.metrics import Metrics, SignError
 from istiod_ca_bridge.status import status_of, told
 from istiod_ca_bridge.throttle import Throttle
 from istiod_ca_bridge.tls_front import Peer
+from istiod_ca_bridge.workload_issuer import Issued, WorkloadIssuer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
     import grpc
-    from cryptography import x509
 
     Context = grpc.aio.ServicerContext[ca.IstioCertificateRequest, ca.IstioCertificateResponse]
 
 _BEARER = "Bearer "
 _IMPERSONATED = "ImpersonatedIdentity"
 _MAX_CLUSTER_ID = 253
+_PUSHBACK = "grpc-retry-pushback-ms"
+"""Trailing metadata that says when to come again (gRFC A6)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
     """Whom the service serves, and how."""
 
-    trust_domain: str
+    trust_domain: TrustDomain
     cluster_id: str
-    ttl: TtlPolicy
-    in_flight: int = 512
-    """Requests at once; more are told to come again."""
+    in_flight: int = 8192
+    """Requests at once, callers that are not known yet included; more are told to come again."""
 
     deadline: timedelta = timedelta(seconds=10)
 
@@ -57,69 +60,118 @@ class CertificateService(IstioCertificateServiceServicer):
     def __init__(
         self,
         settings: ServiceSettings,
-        authority: Callable[[], Authority | None],
+        issuer: WorkloadIssuer,
         peer: Callable[[str], Peer | None],
         tokens: TokenAuthenticator | None,
         clock: Callable[[], datetime],
         log: EventLog,
+        metrics: Metrics,
+        *,
+        agents: NodeAgents | None = None,
+        revoked: "Container[int]" = frozenset(),
+        remote_tokens: Callable[[str], TokenAuthenticator | None] = lambda _: None,
     ) -> None:
         self._settings = settings
-        self._authority = authority
+        self._issuer = issuer
         self._peer = peer
         self._tokens = tokens
         self._clock = clock
         self._log = log
+        self._metrics = metrics
+        self._agents = agents
+        self._remote_tokens = remote_tokens
+        self._revoked = revoked
+        """Serials."""
+
         self._in_flight = 0
         self._anyones = Throttle()
+        metrics.in_flight.set_function(lambda: self._in_flight)
 
     async def CreateCertificate(
         self, request: ca.IstioCertificateRequest, context: "Context"
     ) -> ca.IstioCertificateResponse:
         """Answer the caller's certificate, leaf first, all roots last."""
+        began = time.monotonic()
         caller: Caller | None = None
+        self._metrics.csrs.inc()
+        self._in_flight += 1
         try:
             self._admit()
-            self._in_flight += 1
-            try:
-                async with asyncio.timeout(self._settings.deadline.total_seconds()):
-                    caller = await self._authenticate(context)
-                    leaf, authority = await self._issue(request, caller)
-            except TimeoutError:
-                raise KeyServiceUnavailableError(
-                    "the deadline passed before the signature"
-                ) from None
-            finally:
-                self._in_flight -= 1
+            async with asyncio.timeout(self._time_left(context)) as limit:
+                caller = await self._authenticate(context)
+                issued = await self._issue(request, caller, limit)
+        except TimeoutError:
+            late = KeyServiceUnavailableError("the deadline passed before the signature")
+            await self._refuse(late, caller, context, began)
         except BridgeError as error:
-            self._tell(error, caller)
-            await context.abort(status_of(error), told(error))
+            await self._refuse(error, caller, context, began)
+        finally:
+            self._in_flight -= 1
+        self._metrics.issued.inc()
+        self._metrics.answered("OK", caller.method.value, time.monotonic() - began)
         self._log.info(
             "certificate.issued",
-            identity=str(caller.identity),
-            serial=f"{leaf.serial_number:x}",
-            not_after=leaf.not_valid_after_utc,
+            identity=str(issued.caller.identity),
+            serial=f"{issued.leaf.serial_number:x}",
+            not_after=issued.leaf.not_valid_after_utc,
             by=caller.method.value,
             pod=caller.pod,
             pod_uid=caller.pod_uid,
+            agent=issued.caller.agent,
         )
-        return ca.IstioCertificateResponse(cert_chain=authority.answer(leaf))
+        return ca.IstioCertificateResponse(cert_chain=issued.authority.answer(issued.leaf))
 
-    def _tell(self, error: BridgeError, caller: Caller | None) -> None:
-        """Log a refusal; of those that anyone can cause, at most one a second for long."""
+    async def _refuse(
+        self, error: BridgeError, caller: Caller | None, context: "Context", began: float
+    ) -> NoReturn:
+        """Count a refusal, log it, and end the call with it."""
+        status = status_of(error)
+        self._count(error)
+        by = caller.method.value if caller else ""
+        self._metrics.answered(status.name, by, time.monotonic() - began)
+        # Of those that anyone can cause, at most one a second for long.
         left_out = 0 if caller else self._anyones.admit()
         if left_out is not None:
             self._log.warning(
                 "certificate.refused",
-                status=status_of(error).name,
+                status=status.name,
                 reason=str(error),
                 hint=error.hint,
                 identity=str(caller.identity) if caller else "",
                 left_out=left_out,
             )
+        hint: tuple[tuple[str, str], ...] = ()
+        if isinstance(error, OverloadedError):
+            hint = ((_PUSHBACK, str(round(error.retry_after * 1000))),)
+        await context.abort(status, told(error), hint)
+        raise AssertionError  # abort raises
+
+    def _count(self, error: BridgeError) -> None:
+        match error:
+            case UnauthenticatedError() | ForbiddenError():
+                self._metrics.unauthenticated.inc()
+            case RefusedLifetimeError():
+                self._metrics.not_signed(SignError.TTL)
+            case RefusedRequestError():
+                self._metrics.bad_csrs.inc()
+                self._metrics.not_signed(SignError.CSR)
+            case NotServingError():
+                self._metrics.not_signed(SignError.NOT_READY)
+            case OverloadedError():
+                pass  # it is counted where it is caused
+            case _:
+                self._metrics.not_signed(SignError.OTHER)
 
     def _admit(self) -> None:
-        if self._in_flight >= self._settings.in_flight:
-            raise OverloadedError("too many requests wait for a signature; try again later")
+        if self._in_flight > self._settings.in_flight:
+            self._metrics.queue_refused.inc()
+            raise OverloadedError("too many requests are under way; try again later")
+
+    def _time_left(self, context: "Context") -> float:
+        """Return for how many seconds the caller and we want to go on."""
+        own = self._settings.deadline.total_seconds()
+        callers: float | None = context.time_remaining()  # None: it has no deadline
+        return own if callers is None else min(own, callers)
 
     async def _authenticate(self, context: "Context") -> Caller:
         """Return the caller by client certificate, else by token, as istiod does."""
@@ -130,39 +182,38 @@ class CertificateService(IstioCertificateServiceServicer):
         if peer.certificate is not None:
             try:
                 return caller_of_certificate(
-                    peer.certificate, self._settings.trust_domain, self._clock()
+                    peer.certificate, self._settings.trust_domain, self._clock(), self._revoked
                 )
             except UnauthenticatedError as error:
                 refusal = error
         authorization, cluster_id = _credentials(context.invocation_metadata() or ())
         if not authorization:
             raise refusal
+        tokens = self._tokens
         if cluster_id not in {"", self._settings.cluster_id}:
-            raise UnauthenticatedError("the token is of a cluster that is not served here")
-        if self._tokens is None:
+            tokens = self._remote_tokens(cluster_id)
+            if tokens is None:
+                raise UnauthenticatedError("the token is of a cluster that is not served here")
+        if tokens is None:
             raise UnauthenticatedError("tokens are not accepted here")
         if not authorization.startswith(_BEARER):
             raise UnauthenticatedError("the authorization is not a bearer token")
-        return await self._tokens.authenticate(authorization.removeprefix(_BEARER).strip())
+        return await tokens.authenticate(authorization.removeprefix(_BEARER).strip())
 
     async def _issue(
-        self, request: ca.IstioCertificateRequest, caller: Caller
-    ) -> "tuple[x509.Certificate, Authority]":
+        self, request: ca.IstioCertificateRequest, caller: Caller, limit: asyncio.Timeout
+    ) -> Issued:
         impersonated = request.metadata.fields.get(_IMPERSONATED)
         if impersonated is not None and impersonated.string_value:
-            raise ForbiddenError("this CA lets nobody ask for another's identity")
-        authority = self._authority()
-        if authority is None:
-            raise NotServingError("the CA has no certificate yet")
-        grant = grant_workload(
-            requested_key(request.csr),
-            caller.identity,
-            granted_lifetime(request.validity_duration, self._settings.ttl),
-            now=self._clock(),
-            ca_not_after=authority.not_after,
-            serial=new_serial(),
-        )
-        return await issue(authority.issuer, grant), authority
+            if self._agents is None:
+                raise ForbiddenError(
+                    "this CA lets nobody ask for another's identity",
+                    hint="CA_TRUSTED_NODE_ACCOUNTS names who may",
+                )
+            caller = await self._agents.acting_as(caller, impersonated.string_value)
+        gives_up = limit.when()
+        assert gives_up is not None  # noqa: S101 - it was set above
+        return await self._issuer.issue(request.csr, request.validity_duration, caller, gives_up)
 
 
 def _credentials(metadata: "Iterable[tuple[str, str | bytes]]") -> tuple[str, str]:

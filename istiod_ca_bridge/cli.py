@@ -1,4 +1,4 @@
-"""The command line: `serve`, and `health` for probes.
+"""The command line: `serve`, `health` for probes, `log verify` for auditors.
 
 Exit codes: 0 stopped in order, or healthy; 1 an operator must act, or not healthy; 2 the command
 or its settings are wrong.
@@ -13,11 +13,14 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 
 from istiod_ca_bridge.config import Config, read_config, read_health_address
 from istiod_ca_bridge.errors import BridgeError, ConfigError
 from istiod_ca_bridge.health_probe import probe
+from istiod_ca_bridge.issuance_verify import verify
 from istiod_ca_bridge.log import event_log
+from istiod_ca_bridge.revoke_command import run_revoke
 from istiod_ca_bridge.server import serve
 
 _ENVIRONMENT = """\
@@ -33,10 +36,15 @@ environment (durations as 24h or 1h30m; lists by comma):
                              default, and the only one, with BRIDGE_MODE=sealed and asm)
   CA_KEY_ALGORITHM           rsa-2048 (default), rsa-3072, rsa-4096, ecdsa-p256, ecdsa-p384
   TRUST_DOMAIN               SPIFFE trust domain (cluster.local)
+  TRUST_DOMAIN_ALIASES       other names of it: their certificates are renewed into it
   CLUSTER_ID                 the cluster whose tokens are accepted (Kubernetes)
+  REMOTE_CLUSTERS            true: tokens of clusters that remote secrets name (false)
+  CA_TRUSTED_NODE_ACCOUNTS   namespace/ServiceAccount of ambient's node agents, by comma
   CA_LISTEN                  host:port of the CA service (0.0.0.0:15012)
   CA_SERVER_NAMES            DNS names of its certificate
   CA_MAX_CONNECTIONS         at once (4096)
+  CA_MAX_WAITING             requests that wait for a signature (4096)
+  METRICS_LISTEN             host:port of /metrics in the clear; unset: nowhere
   HEALTH_LISTEN              host:port of gRPC health in the clear; unset: on CA_LISTEN only
   TOKEN_REVIEW               kubernetes (default in Kubernetes without JWKS_FILE) or off
   TOKEN_REVIEW_CACHE         how long an answer is remembered (10s); 0: not at all
@@ -45,6 +53,15 @@ environment (durations as 24h or 1h30m; lists by comma):
   TOKEN_AUDIENCES            accepted audiences (istio-ca)
   DEFAULT_WORKLOAD_CERT_TTL  lifetime when none is asked for (24h)
   MAX_WORKLOAD_CERT_TTL      longest lifetime (2160h)
+  WORKLOAD_CERT_TTL_POLICY   over it: reject (default) or clamp
+  WORKLOAD_CERT_TTL_JITTER   lifetimes are shorter by up to this much (5%)
+  KEY_BLOCKLIST_FILE         SHA-256 digests of public keys that get no certificate
+  ISSUANCE_LOG               file of the tamper-evident log; unset: none
+  ISSUANCE_LOG_MAX_BYTES     it is put aside at this size (104857600)
+  ISSUANCE_LOG_CHECKPOINT    certificates between two signatures on it (1000)
+  ISSUANCE_LOG_WHEN_FAILING  refuse (default) certificates, or issue them all the same
+  CA_CRL                     true: a revocation list is kept, published and heeded (false)
+  CRL_FILE                   write the revocation list here
   ROOT_CERT_FILE             write the served roots here
   PUBLISH_ROOT_CERT          istio-ca-root-cert in every namespace (true in Kubernetes)
   ISTIOD_TLS                 the Secret istiod-tls for istiod to serve with (true in Kubernetes)
@@ -64,11 +81,17 @@ _PR_SET_DUMPABLE = 4
 
 def run(arguments: Sequence[str]) -> int:
     """Return the exit code."""
-    command: str = _parser().parse_args(arguments).command
+    options = _parser().parse_args(arguments)
     _protect_memory()
     try:
-        if command == "health":
+        if options.command == "health":
             probe(read_health_address())
+        elif options.command == "revoke":
+            sys.stdout.write(
+                run_revoke(read_config(), options.targets, options.reason, options.log)
+            )
+        elif options.command == "log":
+            _tell_of_log(options.files, options.ca)
         else:
             asyncio.run(_serve(read_config()))
     except BridgeError as error:
@@ -107,7 +130,58 @@ def _parser() -> argparse.ArgumentParser:
         help="exit 0 when the bridge beside it serves, for an exec probe",
         description="Ask HEALTH_LISTEN whether the bridge serves.",
     )
+    log = commands.add_parser("log", help="look at issuance logs")
+    verify_log = log.add_subparsers(required=True, metavar="COMMAND").add_parser(
+        "verify",
+        help="say what the files hold, or name the first line that is not as it was written",
+        description="Verify an issuance log: exit 0 intact, 1 changed, 2 unreadable.",
+    )
+    verify_log.add_argument("files", nargs="+", type=Path, metavar="FILE", help="in any order")
+    verify_log.add_argument(
+        "--ca",
+        type=Path,
+        metavar="CERT-CHAIN",
+        help="hold the checkpoints against the keys of these certificates",
+    )
+    revoke = commands.add_parser(
+        "revoke",
+        help="revoke certificates by serial, or all that an identity has",
+        description="Revoke certificates; takes the same environment as `serve`. Doing so twice "
+        "changes nothing.",
+    )
+    revoke.add_argument(
+        "targets", nargs="+", metavar="SERIAL|SPIFFE-ID", help="a serial is in hexadecimal"
+    )
+    revoke.add_argument(
+        "--reason",
+        default="unspecified",
+        help="keyCompromise, affiliationChanged, superseded, cessationOfOperation, "
+        "privilegeWithdrawn or unspecified (default)",
+    )
+    revoke.add_argument(
+        "--log",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="issuance logs, which say what an identity has",
+    )
     return parser
+
+
+def _tell_of_log(files: Sequence[Path], ca: Path | None) -> None:
+    found = verify(files, ca)
+    unsigned = found.last - max(found.sealed, found.first - 1)
+    sys.stdout.write(
+        f"intact: lines {found.first} to {found.last}, {found.issued} certificates, "
+        f"{found.gaps} gaps, {found.recovered} torn ends\n"
+        f"signed up to line {found.sealed}, by {found.checkpoints} checkpoints; "
+        f"{unsigned} lines after that are linked by digests alone\n"
+    )
+    for key in sorted(found.keys):
+        sys.stdout.write(f"checkpoint key sha256:{key}\n")
+    if ca is None:
+        sys.stdout.write("whose key that is was not checked: name the CA's certificate by --ca\n")
 
 
 def _protect_memory() -> None:

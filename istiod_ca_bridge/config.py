@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 
 from istiod_ca_bridge.errors import BridgeError, ConfigError
 from istiod_ca_bridge.identity import check_trust_domain
+from istiod_ca_bridge.issuance_log import IssuanceLogSettings
 from istiod_ca_bridge.istiod_tls import istiod_names
 from istiod_ca_bridge.lifecycle import KeyMode
 from istiod_ca_bridge.mode import BridgeMode
@@ -73,11 +74,18 @@ class Config:
     key_mode: KeyMode
     key_algorithm: KeyAlgorithm
     trust_domain: str
+    trust_domain_aliases: frozenset[str]
+    node_agents: frozenset[tuple[str, str]]
+    """Namespace and name of the ServiceAccounts that may ask for others' identities."""
+
     cluster_id: str
+    remote_clusters: bool
     listen: Address
     server_names: tuple[str, ...]
     max_connections: int
+    max_waiting: int
     health_listen: Address | None
+    metrics_listen: Address | None
     jwks_file: Path | None
     token_issuer: str
     token_audiences: tuple[str, ...]
@@ -86,6 +94,10 @@ class Config:
 
     token_review_cache: timedelta
     ttl: TtlPolicy
+    key_blocklist_file: Path | None
+    issuance_log: IssuanceLogSettings | None
+    crl: bool
+    crl_file: Path | None
     root_cert_file: Path | None
     publish_root_cert: bool
     issue_istiod_tls: bool
@@ -119,11 +131,16 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
             "CA_KEY_ALGORITHM", "rsa-2048", _algorithm, _choices(KeyAlgorithm)
         ),
         trust_domain=reader.one("TRUST_DOMAIN", "cluster.local", check_trust_domain),
+        trust_domain_aliases=reader.one("TRUST_DOMAIN_ALIASES", "", _trust_domains),
+        node_agents=reader.one("CA_TRUSTED_NODE_ACCOUNTS", "", _accounts),
         cluster_id=reader.text("CLUSTER_ID", "Kubernetes"),
+        remote_clusters=reader.choice("REMOTE_CLUSTERS", "false", "true") == "true",
         listen=reader.one("CA_LISTEN", "0.0.0.0:15012", _address),
         server_names=reader.one("CA_SERVER_NAMES", _SERVER_NAMES, _dns_names),
         max_connections=reader.one("CA_MAX_CONNECTIONS", "4096", _connections, "1 to 100000"),
+        max_waiting=reader.one("CA_MAX_WAITING", "4096", _connections, "1 to 100000"),
         health_listen=reader.optional("HEALTH_LISTEN", _address),
+        metrics_listen=reader.optional("METRICS_LISTEN", _address),
         jwks_file=reader.optional_path("JWKS_FILE"),
         token_issuer=reader.text("TOKEN_ISSUER", ""),
         token_audiences=_list(reader.text("TOKEN_AUDIENCES", "istio-ca")),
@@ -132,7 +149,13 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
         ttl=TtlPolicy(
             default=reader.one("DEFAULT_WORKLOAD_CERT_TTL", "24h", _ttl),
             maximum=reader.one("MAX_WORKLOAD_CERT_TTL", "2160h", _ttl),
+            clamp=reader.choice("WORKLOAD_CERT_TTL_POLICY", "reject", "clamp") == "clamp",
+            jitter=reader.one("WORKLOAD_CERT_TTL_JITTER", "5%", _fraction, "0% to 50%"),
         ),
+        key_blocklist_file=reader.optional_path("KEY_BLOCKLIST_FILE"),
+        issuance_log=reader.issuance_log(),
+        crl=reader.choice("CA_CRL", "false", "true") == "true",
+        crl_file=reader.optional_path("CRL_FILE"),
         root_cert_file=reader.optional_path("ROOT_CERT_FILE"),
         issue_istiod_tls=reader.in_cluster_only("ISTIOD_TLS"),
         istiod_names=reader.one("ISTIO_REVISIONS", "", reader.istiod_names),
@@ -179,6 +202,28 @@ class _Reader:
     def optional_path(self, name: str) -> Path | None:
         text = self.text(name, "")
         return Path(text) if text else None
+
+    def choice(self, name: str, *choices: str) -> str:
+        """Return one of the choices, the first by default."""
+        text = self.text(name, choices[0])
+        if text not in choices:
+            self._faults.append(f"{name} must be {' or '.join(choices)}, not {text!r}")
+        return text
+
+    def issuance_log(self) -> IssuanceLogSettings | None:
+        path = self.optional_path("ISSUANCE_LOG")
+        when_failing = self.choice("ISSUANCE_LOG_WHEN_FAILING", "refuse", "issue")
+        settings = IssuanceLogSettings(
+            path=path or Path(),
+            max_bytes=self.one("ISSUANCE_LOG_MAX_BYTES", "104857600", _size, "4096 or more"),
+            checkpoint_every=self.one(
+                "ISSUANCE_LOG_CHECKPOINT", "1000", _connections, "1 to 100000"
+            ),
+            issue_without=when_failing == "issue",
+        )
+        if path is not None and not path.absolute().parent.is_dir():
+            self._faults.append(f"ISSUANCE_LOG: {path.parent} is not a directory")
+        return settings if path is not None else None
 
     def store_directory(self) -> Path | None:
         kind = self.text("BRIDGE_STORE", "kubernetes")
@@ -272,8 +317,16 @@ class _Reader:
             _UNREADABLE,
         ):
             self._faults.append("CA_KEY_MODE=sealed needs an RSA CA_KEY_ALGORITHM")
+        if config.remote_clusters and (config.store_directory or not config.review_tokens):
+            self._faults.append(
+                "REMOTE_CLUSTERS=true needs BRIDGE_STORE=kubernetes and TOKEN_REVIEW=kubernetes"
+            )
+        if config.crl_file and not config.crl:
+            self._faults.append("CRL_FILE needs CA_CRL=true")
         if not config.token_audiences:
             self._faults.append("TOKEN_AUDIENCES names no audience")
+        if config.node_agents and config.store_directory and not config.review_tokens:
+            self._faults.append("CA_TRUSTED_NODE_ACCOUNTS needs a Kubernetes API")
         if config.jwks_file is not None and not config.token_issuer:
             self._faults.append("TOKEN_ISSUER is not set, and JWKS_FILE is")
         ttl = config.ttl
@@ -347,6 +400,31 @@ def _connections(text: str) -> int:
     if not 1 <= number <= 100_000:  # noqa: PLR2004 - said in the message
         raise ValueError(text)
     return number
+
+
+def _size(text: str) -> int:
+    number = int(text)
+    if number < 4096:  # noqa: PLR2004 - said in the message
+        raise ValueError(text)
+    return number
+
+
+def _fraction(text: str) -> float:
+    fraction = float(text.removesuffix("%")) / 100
+    if not (0 <= fraction <= 0.5 and text.endswith("%")):  # noqa: PLR2004 - said in the message
+        raise ValueError(text)
+    return fraction
+
+
+def _accounts(text: str) -> frozenset[tuple[str, str]]:
+    pairs = [entry.split("/") for entry in _list(text)]
+    if any(len(pair) != 2 or not all(map(_DNS_NAME.fullmatch, pair)) for pair in pairs):  # noqa: PLR2004 - two parts
+        raise ValueError("it must be <namespace>/<ServiceAccount>, separated by commas")
+    return frozenset((namespace, account) for namespace, account in pairs)
+
+
+def _trust_domains(text: str) -> frozenset[str]:
+    return frozenset(check_trust_domain(name) for name in _list(text))
 
 
 def _duration(text: str) -> timedelta:

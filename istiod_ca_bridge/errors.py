@@ -29,6 +29,10 @@ class RefusedRequestError(BridgeError):
     """The request cannot succeed as it stands, whoever sends it."""
 
 
+class RefusedLifetimeError(RefusedRequestError):
+    """The lifetime asked for is none that policy gives."""
+
+
 class ForbiddenError(BridgeError):
     """The caller is known and may not have what it asks for."""
 
@@ -39,6 +43,19 @@ class NotServingError(BridgeError):
 
 class OverloadedError(BridgeError):
     """Too many requests wait already; the caller tries again later."""
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds."""
+
+
+class IssuanceLogError(BridgeError):
+    """The issuance log cannot be written now: what it does not hold does not leave."""
+
+
+class TamperedLogError(BridgeError):
+    """An issuance log is not as it was written; the message names the first fault."""
 
 
 class WrongProductError(BridgeError):

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from istiod_ca_bridge.authority import Authority
 from istiod_ca_bridge.der import MALFORMED
 from istiod_ca_bridge.errors import BridgeError, SecretExistsError
+from istiod_ca_bridge.ledger import Ledger, of_server
 from istiod_ca_bridge.log import EventLog
 from istiod_ca_bridge.server_certificate import make_server_key_pair
 
@@ -77,6 +78,7 @@ class IstiodTls:
         clock: Callable[[], datetime],
         log: EventLog,
         *,
+        ledger: Ledger | None = None,
         poll_seconds: float = _POLL_SECONDS,
     ) -> None:
         self._secret = secret
@@ -84,6 +86,7 @@ class IstiodTls:
         self._authority = authority
         self._clock = clock
         self._log = log
+        self._ledger = ledger
         self._poll_seconds = poll_seconds
 
     async def run(self) -> None:
@@ -111,6 +114,8 @@ class IstiodTls:
         if not why:
             return
         pair = await make_server_key_pair(authority, self._names, now)
+        if self._ledger is not None:
+            await self._ledger.record(of_server(pair.leaf, authority, self._names))
         await self._secret.write(
             {
                 CERTIFICATE_KEY: pair.chain_pem.encode("ascii"),

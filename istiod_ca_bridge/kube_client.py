@@ -36,6 +36,10 @@ class Cluster:
         self.api = api
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="kubernetes")
 
+    def close(self) -> None:
+        """End its threads, after what they are at."""
+        self._threads.shutdown(wait=False)
+
     async def call(self, function: Callable[[], T]) -> T:
         """Return what the function returns, run on a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
@@ -58,6 +62,11 @@ def connect(kubeconfig: Path | None) -> Cluster:
             f"no Kubernetes API to talk to: {error}",
             hint="run in a pod with a ServiceAccount, set KUBECONFIG, or BRIDGE_STORE=directory",
         ) from None
+    return cluster_of(configuration)
+
+
+def cluster_of(configuration: client.Configuration) -> Cluster:
+    """Return the cluster that a configuration leads to; nothing is asked yet."""
     configuration.retries = False
     configuration.connection_pool_maxsize = _THREADS
     configuration.socket_options = [*HTTPConnection.default_socket_options, *_KEEPALIVE]

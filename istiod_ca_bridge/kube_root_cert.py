@@ -1,4 +1,4 @@
-"""The root certificate's ConfigMaps in a Kubernetes cluster."""
+"""The root certificate's ConfigMaps in a Kubernetes cluster, and the revocation list's."""
 
 import functools
 from typing import Any
@@ -12,15 +12,15 @@ from istiod_ca_bridge.root_cert import CONFIG_MAP, KEY, Events
 
 _GONE = 404
 _EXISTS = 409
-_SELECTOR = f"metadata.name={CONFIG_MAP}"
-"""So that the right to list and watch can be bound to the name."""
 
 
 class KubernetesRootCertificates:
     """Reads by list and watch, writes by create and patch."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, name: str = CONFIG_MAP, key: str = KEY) -> None:
         self._cluster = cluster
+        self._name = name
+        self._key = key
         self._core = client.CoreV1Api(cluster.api)
 
     def namespaces(self) -> Events:
@@ -30,9 +30,11 @@ class KubernetesRootCertificates:
     def held(self) -> Events:
         """Yield what each namespace's ConfigMap holds."""
         request = functools.partial(
-            self._core.list_config_map_for_all_namespaces, field_selector=_SELECTOR
+            self._core.list_config_map_for_all_namespaces,
+            # So that the right to list and watch can be bound to the name.
+            field_selector=f"metadata.name={self._name}",
         )
-        return watched(f"configmaps {CONFIG_MAP}", request, _held)
+        return watched(f"configmaps {self._name}", request, functools.partial(_held, self._key))
 
     async def write(self, namespace: str, roots_pem: str, *, exists: bool) -> None:
         """Patch what exists, else create it; whichever it takes when that changed meanwhile."""
@@ -45,22 +47,25 @@ class KubernetesRootCertificates:
             except FAILURES as error:
                 status = getattr(error, "status", None)
                 if status not in {_GONE, _EXISTS}:
-                    raise unavailable(verb, f"configmaps {CONFIG_MAP}", error) from None
+                    raise unavailable(verb, f"configmaps {self._name}", error) from None
             else:
                 return
 
     def _create(self, namespace: str, roots_pem: str) -> None:
         body = client.V1ConfigMap(
             metadata=client.V1ObjectMeta(
-                name=CONFIG_MAP, namespace=namespace, labels={"istio.io/config": "true"}
+                name=self._name, namespace=namespace, labels={"istio.io/config": "true"}
             ),
-            data={KEY: roots_pem},
+            data={self._key: roots_pem},
         )
         self._core.create_namespaced_config_map(namespace, body, _request_timeout=TIMEOUT_SECONDS)
 
     def _patch(self, namespace: str, roots_pem: str) -> None:
         self._core.patch_namespaced_config_map(
-            CONFIG_MAP, namespace, {"data": {KEY: roots_pem}}, _request_timeout=TIMEOUT_SECONDS
+            self._name,
+            namespace,
+            {"data": {self._key: roots_pem}},
+            _request_timeout=TIMEOUT_SECONDS,
         )
 
 
@@ -69,5 +74,5 @@ def _namespace(body: dict[str, Any]) -> Change[str]:
     return Change(body["metadata"]["name"], None if leaving else "")
 
 
-def _held(body: dict[str, Any]) -> Change[str]:
-    return Change(body["metadata"]["namespace"], (body.get("data") or {}).get(KEY, ""))
+def _held(key: str, body: dict[str, Any]) -> Change[str]:
+    return Change(body["metadata"]["namespace"], (body.get("data") or {}).get(key, ""))

@@ -12,19 +12,20 @@ from istiod_ca_bridge.errors import SecretExistsError, StoreUnavailableError
 from istiod_ca_bridge.istiod_tls import StoredSecret
 from istiod_ca_bridge.kube_client import FAILURES, TIMEOUT_SECONDS, Cluster, unavailable
 
-_TYPE = "kubernetes.io/tls"
+TLS_TYPE = "kubernetes.io/tls"
 _GONE = 404
 _CONFLICT = 409
 
 
-class KubernetesTlsSecret:
-    """A ReplaceableSecret of type kubernetes.io/tls."""
+class KubernetesSecret:
+    """A ReplaceableSecret of some type."""
 
-    def __init__(self, cluster: Cluster, namespace: str, name: str) -> None:
+    def __init__(self, cluster: Cluster, namespace: str, name: str, kind: str) -> None:
         self._cluster = cluster
         self._core = client.CoreV1Api(cluster.api)
         self._namespace = namespace
         self._name = name
+        self._kind = kind
 
     async def read(self) -> StoredSecret | None:
         """Return the Secret; None when there is none."""
@@ -66,7 +67,7 @@ class KubernetesTlsSecret:
     def _create(self, data: Mapping[str, str]) -> None:
         body = client.V1Secret(
             metadata=client.V1ObjectMeta(name=self._name, namespace=self._namespace),
-            type=_TYPE,
+            type=self._kind,
             data=dict(data),
         )
         self._core.create_namespaced_secret(self._namespace, body, _request_timeout=TIMEOUT_SECONDS)

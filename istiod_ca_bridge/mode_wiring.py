@@ -36,7 +36,7 @@ def csr_signer(
         return None
     policy = SigningPolicy(
         requestors=settings.requestors,
-        trust_domains=frozenset({config.trust_domain}),
+        trust_domains=frozenset({config.trust_domain, *config.trust_domain_aliases}),
         dns_names=settings.dns_names,
         ttl=config.ttl,
     )

@@ -3,6 +3,7 @@
 From the CSR only the public key is taken. Everything else in a certificate comes from here.
 """
 
+import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -11,9 +12,14 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from istiod_ca_bridge.der import MALFORMED
-from istiod_ca_bridge.errors import NotServingError, RefusedRequestError
+from istiod_ca_bridge.errors import (
+    NotServingError,
+    RefusedLifetimeError,
+    RefusedRequestError,
+)
 from istiod_ca_bridge.identity import WorkloadIdentity
 from istiod_ca_bridge.signer import PublicKey
+from istiod_ca_bridge.weak_keys import weakness
 
 MAX_CSR_BYTES = 16 << 10
 CLOCK_SKEW = timedelta(minutes=2)
@@ -25,6 +31,7 @@ SERIAL_BITS = 127
 _MIN_RSA_BITS = 2048
 _MAX_RSA_BITS = 8192
 _MAX_RSA_EXPONENT = 1 << 32
+_WEAK_HINT = "make a new key with current software"
 _PEM_BEGIN = "-----BEGIN "
 _PEM_LABELS = ("CERTIFICATE REQUEST-----", "NEW CERTIFICATE REQUEST-----")
 
@@ -35,6 +42,11 @@ class TtlPolicy:
 
     default: timedelta
     maximum: timedelta
+    clamp: bool = False
+    """Over the maximum: the maximum is granted; else nothing is."""
+
+    jitter: float = 0.0
+    """By how much of itself a lifetime may be shorter, so that renewals do not go in step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +61,24 @@ class Grant:
     dns_names: tuple[str, ...] = ()
 
 
-def granted_lifetime(requested_seconds: int, policy: TtlPolicy) -> timedelta:
-    """Return the lifetime to grant; 0 asks for the default, over the maximum is refused."""
+def granted_lifetime(requested_seconds: int, policy: TtlPolicy, draw: float = 0.0) -> timedelta:
+    """Return the lifetime to grant; 0 asks for the default.
+
+    `draw`: a random number from 0 to 1, how much of the jitter to take off.
+    """
     if requested_seconds < 0:
-        raise RefusedRequestError("the requested lifetime is negative")
-    if requested_seconds == 0:
-        return policy.default
+        raise RefusedLifetimeError("the requested lifetime is negative")
+    lifetime = policy.default
     if requested_seconds > policy.maximum.total_seconds():
-        raise RefusedRequestError(
-            f"the requested lifetime of {requested_seconds}s is over the maximum of "
-            f"{int(policy.maximum.total_seconds())}s"
-        )
-    return timedelta(seconds=requested_seconds)
+        if not policy.clamp:
+            raise RefusedLifetimeError(
+                f"the requested lifetime of {requested_seconds}s is over the maximum of "
+                f"{int(policy.maximum.total_seconds())}s"
+            )
+        lifetime = policy.maximum
+    elif requested_seconds:
+        lifetime = timedelta(seconds=requested_seconds)
+    return timedelta(seconds=math.ceil(lifetime.total_seconds() * (1 - policy.jitter * draw)))
 
 
 def grant_workload(
@@ -118,6 +136,8 @@ def requested_key(csr_pem: str) -> PublicKey:
     for extension in extensions:
         if isinstance(extension.value, x509.BasicConstraints) and extension.value.ca:
             raise RefusedRequestError("the CSR asks for a CA certificate, which is never issued")
+    if fault := weakness(key):
+        raise RefusedRequestError(f"the CSR's key is weak: {fault}", hint=_WEAK_HINT)
     return key
 
 

@@ -8,6 +8,8 @@ from istiod_ca_bridge.observed import Change, Listing
 
 CONFIG_MAP = "istio-ca-root-cert"
 KEY = "root-cert.pem"
+CRL = ("istio-ca-crl", "ca-crl.pem")
+"""ConfigMap and key, published in the same way, for sidecars that heed revocations (1.27 on)."""
 
 _WINDOW_SECONDS = 60.0
 _AT_ONCE = 3

@@ -15,6 +15,7 @@ from istiod_ca_bridge.log import EventLog
 from istiod_ca_bridge.observed import Listing
 from istiod_ca_bridge.root_cert import (
     CONFIG_MAP,
+    CRL,
     Events,
     Pace,
     RootCertificates,
@@ -34,10 +35,15 @@ class RootPublisher:
         cluster: RootCertificates,
         log: EventLog,
         monotonic: Callable[[], float] = time.monotonic,
+        *,
+        name: str = CONFIG_MAP,
+        topic: str = "root_cert",
     ) -> None:
         self._cluster = cluster
         self._log = log
         self._monotonic = monotonic
+        self._name = name
+        self._topic = topic
         self._roots_pem = ""
         self._namespaces: dict[str, str] = {}
         self._held: dict[str, str] = {}
@@ -74,7 +80,9 @@ class RootPublisher:
                 pause = _RELIST_PAUSE_SECONDS
             except ClusterUnavailableError as error:
                 if not failures:
-                    self._log.warning("root_cert.not_watched", reason=str(error), hint=error.hint)
+                    self._log.warning(
+                        f"{self._topic}.not_watched", reason=str(error), hint=error.hint
+                    )
                 pause = min(_RELIST_PAUSE_SECONDS * 2.0**failures, _LONGEST_PAUSE_SECONDS)
                 failures = min(failures + 1, 16)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
@@ -136,7 +144,7 @@ class RootPublisher:
             if self._told.get(namespace) != str(error):
                 self._told[namespace] = str(error)
                 self._log.warning(
-                    "root_cert.not_published",
+                    f"{self._topic}.not_published",
                     namespace=namespace,
                     reason=str(error),
                     hint=error.hint,
@@ -146,9 +154,14 @@ class RootPublisher:
         self._told.pop(namespace, None)
         if contested(attempts):
             self._log.warning(
-                "root_cert.contested",
+                f"{self._topic}.contested",
                 namespace=namespace,
-                hint=f"what else writes {CONFIG_MAP}? an istiod with a CA of its own does",
+                hint=f"what else writes {self._name}? an istiod with a CA of its own does",
             )
         else:
-            self._log.info("root_cert.published", namespace=namespace, mended=exists)
+            self._log.info(f"{self._topic}.published", namespace=namespace, mended=exists)
+
+
+def crl_publisher(cluster: RootCertificates, log: EventLog) -> RootPublisher:
+    """Return what publishes the revocation list in the same way."""
+    return RootPublisher(cluster, log, name=CRL[0], topic="crl")

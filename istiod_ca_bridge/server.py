@@ -12,35 +12,52 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from istio_hsm_proto.istio_ca_pb2_grpc import add_IstioCertificateServiceServicer_to_server
-from istiod_ca_bridge.authority import Authority
+from istiod_ca_bridge.admission import Admission
+from istiod_ca_bridge.authn import TrustDomain
+from istiod_ca_bridge.authority import Authority, authority
 from istiod_ca_bridge.ca_service import CertificateService, ServiceSettings
 from istiod_ca_bridge.config import Address, Config
 from istiod_ca_bridge.directory_store import DirectoryStore
 from istiod_ca_bridge.errors import BridgeError
 from istiod_ca_bridge.files import replace_file
 from istiod_ca_bridge.hsm_key import HsmPlugin
+from istiod_ca_bridge.impersonation import NodeAgents
+from istiod_ca_bridge.issuance_log import issuance_log
 from istiod_ca_bridge.istiod_tls import ISTIOD_TLS_SECRET, IstiodTls
 from istiod_ca_bridge.jwks_file import JwksFile
+from istiod_ca_bridge.key_blocklist import KeyBlocklist
 from istiod_ca_bridge.kube import kubernetes_store
 from istiod_ca_bridge.kube_client import Cluster, connect
+from istiod_ca_bridge.kube_pods import KubernetesPods
 from istiod_ca_bridge.kube_root_cert import KubernetesRootCertificates
-from istiod_ca_bridge.kube_secret import KubernetesTlsSecret
+from istiod_ca_bridge.kube_secret import TLS_TYPE, KubernetesSecret
+from istiod_ca_bridge.ledger import of_server
 from istiod_ca_bridge.lifecycle import Lifecycle, LifecycleSettings
 from istiod_ca_bridge.log import EventLog
+from istiod_ca_bridge.measured_signer import MeasuredSigner
+from istiod_ca_bridge.metrics import Metrics
+from istiod_ca_bridge.metrics_endpoint import metrics_endpoint
 from istiod_ca_bridge.mode_wiring import csr_signer, plug_in_directory
 from istiod_ca_bridge.private_folder import private_folder
 from istiod_ca_bridge.readiness import Readiness
-from istiod_ca_bridge.root_publisher import RootPublisher
+from istiod_ca_bridge.revocation_secret import revocation_secret
+from istiod_ca_bridge.revocations import RevocationKeeper
+from istiod_ca_bridge.root_cert import CRL
+from istiod_ca_bridge.root_publisher import RootPublisher, crl_publisher
 from istiod_ca_bridge.server_certificate import ServerCertificate, make_server_certificate
 from istiod_ca_bridge.store import SecretStore
 from istiod_ca_bridge.tls_front import FrontLimits, TlsFront, bind
-from istiod_ca_bridge.tokens import token_authenticator
+from istiod_ca_bridge.tokens import remote_clusters, token_authenticator
+from istiod_ca_bridge.workload_issuer import WorkloadIssuer
 
 if TYPE_CHECKING:
     from istiod_ca_bridge.signer import Signer
 
 _RETRY_SECONDS = 2.0
 _LOOK_SECONDS = 5.0
+_SIGN_AT_ONCE = 128
+"""Enough to fill the calls to the plugin; who waits does so in order, before this."""
+
 _LONGEST_WAIT_SECONDS = 60.0
 """The clock is looked at this often, for it may jump."""
 
@@ -93,6 +110,22 @@ class _Process:
         self._front = TlsFront(
             self._upstream, folder, log, FrontLimits(connections=config.max_connections)
         )
+        self._metrics = Metrics()
+        self._metrics.connections.set_function(lambda: self._front.connections)
+        self._blocklist = (
+            KeyBlocklist(config.key_blocklist_file, log) if config.key_blocklist_file else None
+        )
+        self._issuance_log = (
+            issuance_log(
+                config.issuance_log,
+                lambda: self._served.signer if self._served else None,
+                clock,
+                log,
+                self._metrics,
+            )
+            if config.issuance_log
+            else None
+        )
         self._cluster = _cluster(config)
         self._jwks = JwksFile(config.jwks_file, log) if config.jwks_file else None
         self._publisher = (
@@ -102,17 +135,35 @@ class _Process:
         )
         self._istiod_tls = (
             IstiodTls(
-                KubernetesTlsSecret(self._cluster, config.namespace, ISTIOD_TLS_SECRET),
+                KubernetesSecret(self._cluster, config.namespace, ISTIOD_TLS_SECRET, TLS_TYPE),
                 config.istiod_names,
                 lambda: self._served,
                 clock,
                 log,
+                ledger=self._issuance_log,
             )
             if config.issue_istiod_tls and self._cluster is not None
             else None
         )
         self._plug_in = plug_in_directory(config)
         self._csr_signer = csr_signer(config, self._cluster, lambda: self._served, clock, log)
+        self._crl_publisher = (
+            crl_publisher(KubernetesRootCertificates(self._cluster, *CRL), log)
+            if config.crl and config.publish_root_cert and self._cluster is not None
+            else None
+        )
+        self._remotes = remote_clusters(config, self._cluster, clock, self._metrics, log)
+        self._revocations = (
+            RevocationKeeper(
+                revocation_secret(config, self._cluster),
+                lambda: self._served,
+                self._publish_crl,
+                clock,
+                log,
+            )
+            if config.crl
+            else None
+        )
         self._lifecycle = Lifecycle(
             LifecycleSettings(
                 kek_id=config.kek_id,
@@ -133,7 +184,12 @@ class _Process:
         if self._plug_in is not None:
             self._plug_in.prepare()
         await self._publish(serving=False)
-        async with self._ca_api() as (server, listener), self._health_server():
+        async with (
+            self._log_running(),
+            self._ca_api() as (server, listener),
+            self._health_server(),
+            metrics_endpoint(self._config.metrics_listen, self._metrics.exposition),
+        ):
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(_until(stop))
@@ -162,15 +218,23 @@ class _Process:
         yield self._lifecycle.run()
         yield self._serve_through_others() if listener is None else self._serve_tls(listener)
         yield Readiness(lambda: self._served, self._publish, self._clock, self._log).watch()
-        if self._jwks is not None:
-            yield self._jwks.watch()
-        for part in (self._publisher, self._istiod_tls, self._csr_signer):
+        for file in (self._jwks, self._blocklist):
+            if file is not None:
+                yield file.watch()
+        for part in (
+            self._remotes,
+            self._revocations,
+            self._crl_publisher,
+            self._publisher,
+            self._istiod_tls,
+            self._csr_signer,
+        ):
             if part is not None:
                 yield part.run()
 
-    def _adopt(self, authority: Authority) -> None:
-        self._authority = authority
-        self._key = authority.signer
+    def _adopt(self, adopted: Authority) -> None:
+        self._authority = authority(adopted.chain, MeasuredSigner(adopted.signer, self._metrics))
+        self._key = adopted.signer
         self._changed.set()
 
     async def _serve_tls(self, listener: socket.socket) -> None:
@@ -187,25 +251,30 @@ class _Process:
         """Wait until another certificate is due, and serve with it."""
         await self._due(now_served)
         while True:
-            authority = self._authority
-            assert authority is not None  # noqa: S101 - _due waits for it
+            adopted = self._authority
+            assert adopted is not None  # noqa: S101 - _due waits for it
             self._changed.clear()
             try:
                 certificate = await make_server_certificate(
-                    authority, self._config.server_names, self._clock()
+                    adopted, self._config.server_names, self._clock()
                 )
-                await self._write_roots(authority)
+                if self._issuance_log is not None:
+                    await self._issuance_log.record(
+                        of_server(certificate.leaf, adopted, self._config.server_names)
+                    )
+                await self._write_roots(adopted)
             except (BridgeError, OSError) as error:
                 self._log.warning("server_certificate.delayed", reason=str(error))
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             before = self._served.chain.roots if self._served else ()
             self._front.use(
-                certificate.context, recheck_clients=not set(before) <= set(authority.chain.roots)
+                certificate.context, recheck_clients=not set(before) <= set(adopted.chain.roots)
             )
-            self._served = authority
+            self._served = adopted
+            self._metrics.serves(adopted, certificate.not_after)
             if self._publisher is not None:
-                self._publisher.publish(authority.roots_pem)
+                self._publisher.publish(adopted.roots_pem)
             self._log.info(
                 "server_certificate.renewed",
                 names=",".join(self._config.server_names),
@@ -257,10 +326,17 @@ class _Process:
                     self._changed.wait(), min(left.total_seconds(), _LONGEST_WAIT_SECONDS)
                 )
 
-    async def _write_roots(self, authority: Authority) -> None:
+    async def _publish_crl(self, pem: str) -> None:
+        path = self._config.crl_file
+        if path is not None:
+            await asyncio.to_thread(replace_file, path, pem.encode(), 0o444)
+        if self._crl_publisher is not None:
+            self._crl_publisher.publish(pem)
+
+    async def _write_roots(self, adopted: Authority) -> None:
         path = self._config.root_cert_file
         if path is not None:
-            await asyncio.to_thread(replace_file, path, authority.roots_pem.encode(), 0o444)
+            await asyncio.to_thread(replace_file, path, adopted.roots_pem.encode(), 0o444)
 
     async def _publish(self, serving: bool) -> None:  # noqa: FBT001 - the callback's one fact
         status = (
@@ -268,8 +344,27 @@ class _Process:
             if serving
             else health_pb2.HealthCheckResponse.NOT_SERVING
         )
+        self._metrics.ready.set(serving)
         for service in ("", CA_SERVICE):
             await self._health.set(service, status)
+
+    def _issuer(self) -> WorkloadIssuer:
+        return WorkloadIssuer(
+            self._config.ttl,
+            lambda: self._served,
+            Admission(_SIGN_AT_ONCE, self._config.max_waiting, self._metrics),
+            self._clock,
+            ledger=self._issuance_log,
+            blocked_keys=self._blocklist or frozenset(),
+        )
+
+    @contextlib.asynccontextmanager
+    async def _log_running(self) -> AsyncIterator[None]:
+        if self._issuance_log is None:
+            yield
+            return
+        async with self._issuance_log.running():
+            yield
 
     @contextlib.asynccontextmanager
     async def _ca_api(
@@ -286,7 +381,8 @@ class _Process:
     @contextlib.asynccontextmanager
     async def _server(self) -> AsyncIterator[grpc.aio.Server]:
         config = self._config
-        tokens = token_authenticator(config, self._jwks, self._cluster, self._clock)
+        tokens = token_authenticator(config, self._jwks, self._cluster, self._clock, self._metrics)
+        trust_domain = TrustDomain(config.trust_domain, config.trust_domain_aliases)
         if tokens is None:
             self._log.warning(
                 "tokens.not_accepted", hint="set TOKEN_REVIEW=kubernetes or JWKS_FILE"
@@ -294,12 +390,22 @@ class _Process:
         server = grpc.aio.server(options=_OPTIONS)
         add_IstioCertificateServiceServicer_to_server(
             CertificateService(
-                ServiceSettings(config.trust_domain, config.cluster_id, config.ttl),
-                lambda: self._served,
+                ServiceSettings(
+                    trust_domain,
+                    config.cluster_id,
+                    in_flight=2 * config.max_waiting + _SIGN_AT_ONCE,
+                ),
+                self._issuer(),
                 self._front.peer,
                 tokens,
                 self._clock,
                 self._log,
+                self._metrics,
+                agents=NodeAgents(config.node_agents, KubernetesPods(self._cluster), trust_domain)
+                if config.node_agents and self._cluster is not None
+                else None,
+                revoked=self._revocations or frozenset(),
+                remote_tokens=self._remotes.tokens_of if self._remotes else lambda _: None,
             ),
             server,
         )

@@ -4,6 +4,7 @@ import ssl
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -21,6 +22,7 @@ class ServerCertificate:
     """A TLS context with the certificate, and when to make the next one."""
 
     context: ssl.SSLContext = field(repr=False)
+    leaf: x509.Certificate = field(repr=False)
     renew_at: datetime
     not_after: datetime
 
@@ -31,6 +33,7 @@ class ServerKeyPair:
 
     chain_pem: str = field(repr=False)
     key_pem: bytes = field(repr=False)
+    leaf: x509.Certificate = field(repr=False)
     not_after: datetime
 
 
@@ -42,7 +45,7 @@ async def make_server_certificate(
     context = server_context(
         pair.chain_pem, pair.key_pem, authority.intermediates_pem + authority.roots_pem
     )
-    return ServerCertificate(context, now + (pair.not_after - now) / 2, pair.not_after)
+    return ServerCertificate(context, pair.leaf, now + (pair.not_after - now) / 2, pair.not_after)
 
 
 async def make_server_key_pair(
@@ -65,5 +68,5 @@ async def make_server_key_pair(
         serialization.NoEncryption(),
     )
     return ServerKeyPair(
-        pem_of(certificate) + authority.intermediates_pem, key_pem, grant.not_after
+        pem_of(certificate) + authority.intermediates_pem, key_pem, certificate, grant.not_after
     )

@@ -12,10 +12,12 @@ _STATUS: dict[type[errors.BridgeError], grpc.StatusCode] = {
     errors.OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.KeyServiceUnavailableError: grpc.StatusCode.UNAVAILABLE,
     errors.ClusterUnavailableError: grpc.StatusCode.UNAVAILABLE,
+    errors.IssuanceLogError: grpc.StatusCode.UNAVAILABLE,
 }
 _OURS: dict[type[errors.BridgeError], str] = {
     errors.KeyServiceUnavailableError: "the CA key cannot be used now; try again",
-    errors.ClusterUnavailableError: "tokens cannot be reviewed now; try again",
+    errors.ClusterUnavailableError: "the Kubernetes API cannot be asked now; try again",
+    errors.IssuanceLogError: "the issuance log cannot be written now; try again",
 }
 _INTERNAL = "internal error; the CA's log says more"
 

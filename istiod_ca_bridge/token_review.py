@@ -71,6 +71,7 @@ class ReviewedTokenAuthenticator:
         remember: timedelta,
         clock: Callable[[], datetime],
         *,
+        observe: Callable[[str], None] = lambda _: None,
         monotonic: Callable[[], float] = time.monotonic,
         capacity: int = _MAX_REMEMBERED,
     ) -> None:
@@ -78,6 +79,9 @@ class ReviewedTokenAuthenticator:
         self._trust_domain = trust_domain
         self._remember = remember.total_seconds()
         self._clock = clock
+        self._observe = observe
+        """Is told how each token was judged: remembered, shared or asked."""
+
         self._monotonic = monotonic
         self._capacity = capacity
         self._key = secrets.token_bytes(32)
@@ -93,9 +97,11 @@ class ReviewedTokenAuthenticator:
         digest = hmac.digest(self._key, token.encode(), "sha256")
         known = self._remembered.get(digest)
         if known is not None and self._monotonic() < known.until:
+            self._observe("remembered")
             return known.caller
         self._remembered.pop(digest, None)
         review = self._under_way.get(digest)
+        self._observe("shared" if review else "asked")
         if review is None:
             review = _Review(asyncio.create_task(self._review(token, digest, life)))
             self._under_way[digest] = review

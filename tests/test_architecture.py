@@ -14,7 +14,10 @@ PACKAGES = ("hsm_plugin", "vault_client", "istiod_ca_bridge", "istio_hsm_install
 SHIPPED = (*PACKAGES, CONTRACTS)
 
 DOMAIN = {
-    "hsm_plugin": {"errors", "keys", "envelope", "trust", "callers"},
+    "hsm_plugin": {
+        *("errors", "keys", "envelope", "trust", "callers", "pkcs11_uri", "token_reference"),
+        *("key_reference", "cbc_envelope", "kek_blobs", "dek_document"),
+    },
     "vault_client": {"errors", "answers", "delivery", "kv", "lease", "policy", "secret"},
     "istiod_ca_bridge": {
         *(
@@ -28,6 +31,11 @@ DOMAIN = {
             "chain",
             "records",
             "store",
+            "schedule",
+            "weak_keys",
+            "issuance_chain",
+            "crl",
+            "remote_kubeconfig",
         ),
         *("mode", "observed", "signing_request"),
     },
@@ -40,13 +48,16 @@ DOMAIN = {
 """Modules that do no I/O and read no clock, file or environment; what they need is passed in."""
 
 EDGES = {
-    *("cli", "client", "server", "service", "daemon", "agent"),
+    *("cli", "client", "key_commands", "server", "service", "daemon", "agent"),
     *("csr_signer", "mode_wiring", "root_publisher"),
 }
 """Modules that only `__main__` and other edges may import; so are all that end in _service."""
 
 CONTRACT_USERS = {
-    "hsm_plugin": {"service", "signing_service", "control_service", "server", "client"},
+    "hsm_plugin": {
+        *("service", "signing_service", "control_service", "rotation_service"),
+        *("server", "client"),
+    },
     "vault_client": {"control_call"},
     "istiod_ca_bridge": {"hsm_key", "ca_service", "server", "csr_signer", "root_publisher"},
     "istio_hsm_installer": {"issuance_probe"},
@@ -57,6 +68,7 @@ DRIVERS = {
     "pkcs11": set(),  # a test's driver only: docs/adr/0004
     "hvac": {"vault_client.vault", "istio_hsm_installer.vault"},
     "kubernetes": {f"{package}.kube" for package in PACKAGES},
+    "prometheus_client": {f"{package}.metrics" for package in PACKAGES},
 }
 """The one module of a package that may import the driver; parts of it are named `<module>_…`."""
 

@@ -153,7 +153,7 @@ def test_while_the_api_server_is_away_agents_are_told_to_come_again_and_then_ser
     try:
         assert refusal(site, fresh) == (
             grpc.StatusCode.UNAVAILABLE,
-            "tokens cannot be reviewed now; try again",
+            "the Kubernetes API cannot be asked now; try again",
         )
         harness.create_certificate(site.bridge, client=certified)
         assert site.bridge.health() == 1

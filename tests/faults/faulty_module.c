@@ -25,6 +25,7 @@ typedef unsigned long W;
 
 #define CKR_OK 0x00UL
 #define CKR_GENERAL_ERROR 0x05UL
+#define CKR_DEVICE_ERROR 0x30UL
 #define CKR_PIN_INCORRECT 0xa0UL
 #define CKR_PIN_LOCKED 0xa4UL
 #define CKR_SESSION_COUNT 0xb1UL
@@ -79,6 +80,8 @@ struct control {
     uint64_t pin_limit;     /* wrong PINs until the lock; 0: never */
     uint64_t pin_failures;  /* kept here as a token keeps it */
     uint64_t session_limit; /* 0: what the real module says */
+    uint64_t sick;          /* an action, for each new session of the token named below */
+    char sick_label[32];    /* padded with spaces, as CK_TOKEN_INFO has it */
     struct entry functions[COUNT];
 };
 
@@ -233,11 +236,29 @@ W C_GetTokenInfo(W slot, W info)
     return leave(result);
 }
 
+/* CKR_OK, after a hang or at once, or what a new session of a sick token answers. */
+static W ask_health(W slot)
+{
+    struct token_info token;
+    if (control->sick == PASS || REAL(GetTokenInfo, 2)(slot, (W)&token) != CKR_OK ||
+        memcmp(token.texts, control->sick_label, sizeof control->sick_label))
+        return CKR_OK;
+    if (control->sick == REFUSE)
+        return CKR_DEVICE_ERROR;
+    uint64_t releases = control->releases;
+    while (__atomic_load_n(&control->releases, __ATOMIC_SEQ_CST) == releases)
+        pause_us(1000);
+    return CKR_OK;
+}
+
 W C_OpenSession(W slot, W flags, W application, W notify, W session)
 {
     W refused = enter(N_OpenSession);
     if (refused)
         return refused;
+    refused = ask_health(slot - control->slot_offset);
+    if (refused)
+        return leave(refused);
     uint64_t count = __atomic_add_fetch(&open_sessions, 1, __ATOMIC_SEQ_CST);
     W result = CKR_SESSION_COUNT;
     if (!control->session_limit || count <= control->session_limit)

@@ -46,7 +46,10 @@ ON_THE_TOKEN = tuple(
 )
 """What needs the token: all but the module's own life and the list of slots."""
 
-_HEADER = ("releases", "event", "slot_offset", "pin_limit", "pin_failures", "session_limit")
+_HEADER = (
+    *("releases", "event", "slot_offset", "pin_limit", "pin_failures", "session_limit", "sick"),
+    *("sick_label", "sick_label_1", "sick_label_2", "sick_label_3"),
+)
 _ENTRY = ("calls", "latency_us", "action", "result", "times")
 _BYTES = 8 * (len(_HEADER) + len(_ENTRY) * len(FUNCTIONS))
 
@@ -119,9 +122,16 @@ class FaultyHsm:
         self._set_header("releases", self._header("releases") + 1)
 
     def heal(self) -> None:
-        """Undo refusals, hangs and crashes; hanging calls go on."""
+        """Undo refusals, hangs, crashes and sickness; hanging calls go on."""
         self._act(_Action.PASS, FUNCTIONS, 0)
+        self._set_header("sick", _Action.PASS)
         self.release()
+
+    def sicken(self, label: str, *, hangs: bool = False) -> None:
+        """Have one token of several refuse every new session, or hang on it."""
+        offset = 8 * _HEADER.index("sick_label")
+        struct.pack_into("32s", self._memory, offset, label.ljust(32).encode())
+        self._set_header("sick", _Action.HANG if hangs else _Action.REFUSE)
 
     def lose_sessions(self) -> None:
         """Close every session and the login, as a restart of the HSM's server does."""

@@ -54,6 +54,12 @@ def module_path() -> str:
 def make_token(folder: Path, *, label: str = "mesh", pin: str = "271828") -> SoftHsm:
     """Return a new initialised token under `folder`."""
     hsm = configure(folder, label=label, pin=pin)
+    add_token(hsm, label=label, pin=pin)
+    return hsm
+
+
+def add_token(hsm: SoftHsm, *, label: str, pin: str) -> None:
+    """Initialise one more token of this configuration."""
     subprocess.run(
         [
             *("softhsm2-util", "--init-token", "--free", "--label", label),
@@ -63,7 +69,6 @@ def make_token(folder: Path, *, label: str = "mesh", pin: str = "271828") -> Sof
         check=True,
         capture_output=True,
     )
-    return hsm
 
 
 def copy_token(source: Path, folder: Path, *, label: str, pin: str) -> SoftHsm:

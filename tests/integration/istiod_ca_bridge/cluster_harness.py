@@ -19,6 +19,9 @@ ACCOUNT = "istiod-ca-bridge"
 _GONE = 404
 _PAGE = Path(__file__).parents[3] / "docs" / "ca-bridge.md"
 _RIGHTS = re.compile(r"```yaml\n(# The bridge's rights.*?)```", re.DOTALL)
+_CRL_RIGHTS = re.compile(r"```yaml\n(# The rights that CA_CRL.*?)```", re.DOTALL)
+_REMOTE_RIGHTS = re.compile(r"```yaml\n(# The rights that REMOTE.*?)```", re.DOTALL)
+_AMBIENT_RIGHTS = re.compile(r"```yaml\n(# The rights that CA_TRUSTED_NODE.*?)```", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +39,9 @@ class Site:
         return client.CoreV1Api(self.kube.admin_client())
 
 
-def documented_rights(namespace: str) -> list[dict[str, Any]]:
+def documented_rights(namespace: str, block: re.Pattern[str] = _RIGHTS) -> list[dict[str, Any]]:
     """Return the RBAC objects of docs/ca-bridge.md, for a namespace of the test's own."""
-    found = _RIGHTS.search(_PAGE.read_text())
+    found = block.search(_PAGE.read_text())
     assert found is not None
     documents: list[dict[str, Any]] = list(
         yaml.safe_load_all(found[1].replace("istio-system", namespace))
@@ -60,10 +63,36 @@ def grant(kube: KubeCluster, namespace: str, rights: list[dict[str, Any]] | None
         )
 
 
+def grant_ambient(kube: KubeCluster, namespace: str) -> None:
+    """Give the bridge's account what the operator's page gives it for node agents besides."""
+    _grant(kube, namespace, _AMBIENT_RIGHTS)
+
+
+def grant_crl(kube: KubeCluster, namespace: str) -> None:
+    """Give the bridge's account what the operator's page gives it for revocations besides."""
+    _grant(kube, namespace, _CRL_RIGHTS)
+
+
+def grant_remote(kube: KubeCluster, namespace: str) -> None:
+    """Give the bridge's account what the operator's page gives it for remote secrets besides."""
+    _grant(kube, namespace, _REMOTE_RIGHTS)
+
+
+def _grant(kube: KubeCluster, namespace: str, block: re.Pattern[str]) -> None:
+    for document in documented_rights(namespace, block):
+        utils.create_from_dict(  # type: ignore[no-untyped-call]  # untyped driver
+            kube.admin_client(), document
+        )
+
+
 def revoke(kube: KubeCluster, namespace: str) -> None:
     """Take back the rights that no namespace's deletion takes, when they are still there."""
+    for suffix in ("", "-ambient", "-crl"):
+        _revoke(kube, f"istiod-ca-bridge-{namespace}{suffix}")
+
+
+def _revoke(kube: KubeCluster, name: str) -> None:
     rbac = client.RbacAuthorizationV1Api(kube.admin_client())
-    name = f"istiod-ca-bridge-{namespace}"
     for delete in (rbac.delete_cluster_role_binding, rbac.delete_cluster_role):
         try:
             delete(name)

@@ -105,13 +105,13 @@ def test_an_rsa_csr_is_served_too(serving: ServingMesh) -> None:
     assert workload.leaf.public_key() == key.public_key()
 
 
-def test_the_lifetime_asked_for_is_granted(serving: ServingMesh) -> None:
+def test_the_lifetime_asked_for_is_granted_less_the_jitter(serving: ServingMesh) -> None:
     workload = harness.create_certificate(
         serving.bridge, token=serving.tokens.token(), seconds=3600
     )
 
     length = workload.leaf.not_valid_after_utc - workload.leaf.not_valid_before_utc
-    assert length == timedelta(minutes=62)
+    assert timedelta(minutes=59) <= length <= timedelta(minutes=62)  # jitter: up to 5 %
 
 
 def test_no_leaf_outlives_its_issuers(serving: ServingMesh) -> None:

@@ -24,6 +24,10 @@ class Settings(TypedDict, total=False):
     kek_id: str
     auto_create: bool
     listen: ListenSettings
+    return_seconds: float
+    algorithm: str
+    key_label: str
+    hmac_label: str
 
 
 @pytest.fixture
@@ -79,6 +83,7 @@ def test_a_disabled_socket_needs_no_folder_when_there_is_one_for_the_state(folde
 def test_kubernetes_is_served_only_when_a_kek_is_named(folder: Path) -> None:
     assert made(folder).kubernetes_kek_id == ""
     assert made(folder, kubernetes_kek_id="etcd").kubernetes_kek_id == "etcd"
+    assert made(folder, kubernetes_kek_id="pkcs11:id=et%63d").kubernetes_kek_id == "etcd"
 
 
 @pytest.mark.parametrize(
@@ -88,6 +93,15 @@ def test_kubernetes_is_served_only_when_a_kek_is_named(folder: Path) -> None:
         (Settings(module=""), r"P11_LIB \(--p11-lib\) is not set"),
         (Settings(token_label=""), r"P11_TOKEN \(--p11-label\) is not set"),
         (Settings(pin_file=""), r"P11_PIN_FILE \(--p11-pin-file\) is not set"),
+        (Settings(token_label="a,,b"), r"P11_TOKEN \(--p11-label\): a token's label is empty"),
+        (Settings(token_label="pkcs11:slot-id=1"), "names no token"),
+        (Settings(token_label="pkcs11:token=a?pin-value=1"), "would show the PIN"),
+        (Settings(kubernetes_kek_id="pkcs11:object=x"), "--kms-kek-id: .* has no id"),
+        (Settings(algorithm="des"), "--algorithm must be aes-gcm or aes-cbc"),
+        (Settings(key_label="k8s-hmac"), "must be two labels"),
+        (Settings(hmac_label=""), "must be two labels"),
+        (Settings(key_label="k8s-kms-plugin-kek"), "must be two labels"),
+        (Settings(return_seconds=0.1), "--return-after must be"),
         (Settings(module="/no/module.so"), "/no/module.so .* does not exist"),
         (Settings(module="/"), "module / .* does not exist"),
         (Settings(socket="/no/folder/.sock"), "folder /no/folder .* does not exist"),

@@ -29,6 +29,8 @@ class ScriptedToken:
     attempts: int = 0
     probes: int = 0
     replacements: int = 0
+    rank: int = 0
+    preferences: int = 0
     is_connected: bool = False
     fails_probe: bool = False
     breaker: Breaker = field(default_factory=lambda: Breaker("mesh"))
@@ -51,6 +53,12 @@ class ScriptedToken:
     async def try_pin(self, pin_file: Path, in_use: Path | None) -> bool:
         self.trials.append((pin_file, in_use))
         return in_use is None
+
+    async def prefer(self) -> TokenIdentity:
+        self.preferences += 1
+        identity = await self.connect()
+        self.rank = 0
+        return identity
 
     async def probe(self) -> None:
         self.probes += 1
@@ -82,7 +90,7 @@ class Run:
         async def note(state: TokenState) -> None:
             self.states.append(state)
 
-        task = asyncio.create_task(Connection(self.token, self.pin_file, note).run())
+        task = asyncio.create_task(Connection(self.token, self.pin_file, note, 0.01).run())
         try:
             async with asyncio.timeout(30):
                 while not condition():  # noqa: ASYNC110 - the condition is not an event
@@ -137,6 +145,21 @@ async def test_a_silent_loss_is_found_by_the_probe(pin_file: Path) -> None:
     run = Run(ScriptedToken([None], fails_probe=True), pin_file)
     await run.until(lambda: len(run.states) >= 3)
     assert run.states == [USABLE, LOST, USABLE]
+
+
+async def test_a_stand_by_is_left_for_the_preferred_token_once_that_is_back(pin_file: Path) -> None:
+    away = HsmUnavailableError("away")
+    token = ScriptedToken([None, away, away, None], rank=1)
+    run = Run(token, pin_file)
+    await run.until(lambda: token.rank == 0)
+    assert token.preferences == 3
+    assert run.states == [USABLE]
+
+
+async def test_the_preferred_token_is_not_left(pin_file: Path) -> None:
+    run = Run(ScriptedToken([None]), pin_file)
+    await run.until(lambda: run.token.probes >= 3)
+    assert run.token.preferences == 0
 
 
 async def test_after_a_refusal_nothing_is_tried_until_the_file_changes(pin_file: Path) -> None:

@@ -8,8 +8,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from hsm_plugin.envelope import protected_header, serialize
 from hsm_plugin.errors import BadRequestError, HsmUnavailableError, RejectedBlobError
-from hsm_plugin.keys import AsyncKeyStore, Sealed
-from hsm_plugin.kubernetes_kms import CONTEXT, HEALTHY, MAX_PLAINTEXT_BYTES, KubernetesKms
+from hsm_plugin.kek_blobs import Purpose
+from hsm_plugin.keys import AsyncKeyStore, KekCipher, Sealed
+from hsm_plugin.kubernetes_kms import HEALTHY, MAX_PLAINTEXT_BYTES, KubernetesKms
 
 IV = b"i" * 16
 
@@ -20,20 +21,22 @@ class Keys:
     def __init__(self) -> None:
         self.is_down = False
 
-    async def wrap(self, kek_id: bytes, plaintext: bytes, aad: bytes) -> Sealed:
+    async def wrap(
+        self, kek_id: bytes, plaintext: bytes, aad: bytes, _cipher: KekCipher = KekCipher.GCM
+    ) -> Sealed:
         if self.is_down:
             raise HsmUnavailableError("the token is not connected")
-        output = self._cipher(kek_id).encrypt(IV, plaintext, aad)
+        output = self._key(kek_id).encrypt(IV, plaintext, aad)
         return Sealed(iv=IV, ciphertext=output[:-16], tag=output[-16:])
 
     async def unwrap(self, kek_id: bytes, sealed: Sealed, aad: bytes) -> bytes:
         try:
-            return self._cipher(kek_id).decrypt(sealed.iv, sealed.ciphertext + sealed.tag, aad)
+            return self._key(kek_id).decrypt(sealed.iv, sealed.ciphertext + sealed.tag, aad)
         except InvalidTag:
             raise RejectedBlobError("does not authenticate") from None
 
     @staticmethod
-    def _cipher(kek_id: bytes) -> AESGCM:
+    def _key(kek_id: bytes) -> AESGCM:
         return AESGCM(hashlib.sha256(kek_id).digest())
 
 
@@ -70,7 +73,7 @@ async def test_what_was_wrapped_for_another_purpose_is_refused(context: bytes) -
     with pytest.raises(RejectedBlobError, match="not made for Kubernetes"):
         await kms(keys).decrypt(blob, "new")
     _, _, *rest = blob.split(b".")
-    relabelled = b".".join([protected_header("new", CONTEXT), b"", *rest])
+    relabelled = b".".join([protected_header("new", Purpose.KUBERNETES.context), b"", *rest])
     with pytest.raises(RejectedBlobError, match="authenticate"):
         await kms(keys).decrypt(relabelled, "new")
 

@@ -200,3 +200,48 @@ def test_refusals_do_not_show_the_pin(guard: PinGuard) -> None:
     with pytest.raises(PinRefusedError) as caught:
         guard.permit("canary-1111", CALM)
     assert "canary" not in f"{caught.value} {caught.value.hint}"
+
+
+def test_a_refusal_by_one_token_says_nothing_about_another(path: Path, guard: PinGuard) -> None:
+    first, second = guard.of_token("serial-1"), guard.of_token("serial-2")
+    first.permit("1111", CALM)
+    first.refused("1111")
+    second.permit("1111", CALM)
+    second.settled()
+    with pytest.raises(PinRefusedError, match="not tried again"):
+        PinGuard(path).of_token("serial-1").permit("1111", CALM)
+    second.permit("1111", CALM)
+
+
+def test_the_last_token_that_settles_leaves_no_record(path: Path, guard: PinGuard) -> None:
+    for serial in ("1", "2"):
+        guard.of_token(serial).permit("1111", CALM)
+    guard.of_token("1").settled()
+    assert path.exists()
+    guard.of_token("2").settled()
+    assert not path.exists()
+
+
+def test_a_record_of_a_version_without_serials_counts_for_every_token(guard: PinGuard) -> None:
+    guard.permit("1111", CALM)
+    guard.refused("1111")
+    for serial in ("1", "2"):
+        with pytest.raises(PinRefusedError, match="not tried again"):
+            guard.of_token(serial).permit("1111", CALM)
+    guard.of_token("1").permit("2222", CALM)
+    guard.of_token("1").refused("2222")
+    for pin in ("1111", "2222"):
+        with pytest.raises(PinRefusedError, match="not tried again"):
+            guard.of_token("1").permit(pin, CALM)
+    guard.of_token("2").permit("2222", CALM)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"tokens": []}', '{"tokens": {"1": {}}}', '{"tokens": {"1": {"salt": "x"}}}', "[]"]
+)
+def test_a_damaged_record_of_one_token_refuses_every_pin(
+    path: Path, guard: PinGuard, text: str
+) -> None:
+    path.write_text(text)
+    with pytest.raises(PinRefusedError, match="is damaged"):
+        guard.of_token("1").permit("1111", CALM)

@@ -15,6 +15,7 @@ from istiod_ca_bridge.authn import (
     Caller,
     Method,
     SignedTokenAuthenticator,
+    TrustDomain,
     caller_of_certificate,
     key_set,
 )
@@ -23,6 +24,7 @@ from tests.support import pki
 from tests.unit.istiod_ca_bridge.doubles import NOW
 
 ISSUER = "https://issuer.test"
+MESH = TrustDomain("cluster.local")
 RSA = rsa.generate_private_key(65537, 2048)
 EC = ec.generate_private_key(ec.SECP256R1())
 SECRET = "s" * 40
@@ -169,7 +171,7 @@ def client_certificate(*uris: str, **changes: Any) -> bytes:
 
 
 def test_a_client_certificate_is_its_workload() -> None:
-    caller = caller_of_certificate(client_certificate(SPIFFE), "cluster.local", NOW)
+    caller = caller_of_certificate(client_certificate(SPIFFE), MESH, NOW)
 
     assert isinstance(caller, Caller)
     assert (str(caller.identity), caller.method) == (SPIFFE, Method.CERTIFICATE)
@@ -191,4 +193,14 @@ def test_a_client_certificate_is_its_workload() -> None:
 )
 def test_a_certificate_that_is_no_workload_s_is_refused(der: bytes) -> None:
     with pytest.raises(UnauthenticatedError):
-        caller_of_certificate(der, "cluster.local", NOW)
+        caller_of_certificate(der, MESH, NOW)
+
+
+def test_a_certificate_of_an_alias_is_taken_and_gets_the_trust_domain_s_own_name() -> None:
+    renamed = TrustDomain("new.test", frozenset({"cluster.local"}))
+
+    caller = caller_of_certificate(client_certificate(SPIFFE), renamed, NOW)
+
+    assert str(caller.identity) == "spiffe://new.test/ns/shop/sa/cart"
+    with pytest.raises(UnauthenticatedError, match="another trust domain"):
+        caller_of_certificate(client_certificate(SPIFFE), TrustDomain("new.test"), NOW)

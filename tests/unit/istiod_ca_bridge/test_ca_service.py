@@ -7,16 +7,18 @@ import grpc
 import pytest
 
 from istio_hsm_proto import istio_ca_pb2 as ca
-from istiod_ca_bridge.authn import Caller
+from istiod_ca_bridge.admission import Admission
+from istiod_ca_bridge.authn import Caller, TrustDomain
 from istiod_ca_bridge.ca_service import CertificateService, ServiceSettings
 from istiod_ca_bridge.errors import UnauthenticatedError
+from istiod_ca_bridge.metrics import Metrics
 from istiod_ca_bridge.policy import TtlPolicy
 from istiod_ca_bridge.tls_front import Peer
+from istiod_ca_bridge.workload_issuer import WorkloadIssuer
 from tests.unit.istiod_ca_bridge.doubles import NOW, recorded_log
 
-SETTINGS = ServiceSettings(
-    "cluster.local", "Kubernetes", TtlPolicy(timedelta(hours=1), timedelta(days=1)), in_flight=2
-)
+SETTINGS = ServiceSettings(TrustDomain("cluster.local"), "Kubernetes", in_flight=2)
+TTL = TtlPolicy(timedelta(hours=1), timedelta(days=1))
 
 
 class AbortError(Exception):
@@ -28,6 +30,7 @@ class Context:
     """A call of a client that sent a token."""
 
     code: grpc.StatusCode | None = None
+    trailing: dict[str, str] = field(default_factory=dict)
 
     def peer(self) -> str:
         return "unix:/x"
@@ -35,8 +38,14 @@ class Context:
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return (("authorization", "Bearer secret-token"),)
 
-    async def abort(self, code: grpc.StatusCode, _details: str) -> NoReturn:
+    def time_remaining(self) -> float:
+        return 60.0
+
+    async def abort(
+        self, code: grpc.StatusCode, _details: str, trailing: tuple[tuple[str, str], ...]
+    ) -> NoReturn:
         self.code = code
+        self.trailing = dict(trailing)
         raise AbortError
 
 
@@ -53,18 +62,25 @@ class Tokens:
 
 def service(tokens: Tokens) -> tuple[CertificateService, list[str]]:
     log, lines = recorded_log()
+    metrics = Metrics()
+    issuer = WorkloadIssuer(TTL, lambda: None, Admission(1, 1, metrics), lambda: NOW)
+    peers = {"unix:/x": Peer(None)}
     return (
-        CertificateService(SETTINGS, lambda: None, lambda _: Peer(None), tokens, lambda: NOW, log),
+        CertificateService(SETTINGS, issuer, peers.get, tokens, lambda: NOW, log, metrics),
         lines,
     )
 
 
-async def answer(tested: CertificateService) -> grpc.StatusCode | None:
+async def ended(tested: CertificateService) -> Context:
     context: Any = Context()
     with pytest.raises(AbortError):
         await tested.CreateCertificate(ca.IstioCertificateRequest(), context)
-    code: grpc.StatusCode | None = context.code
-    return code
+    own: Context = context
+    return own
+
+
+async def answer(tested: CertificateService) -> grpc.StatusCode | None:
+    return (await ended(tested)).code
 
 
 async def test_more_calls_at_once_than_the_cap_are_told_to_come_again_and_the_place_is_freed() -> (
@@ -75,7 +91,9 @@ async def test_more_calls_at_once_than_the_cap_are_told_to_come_again_and_the_pl
     waiting = [asyncio.create_task(answer(tested)) for _ in range(2)]
     await asyncio.sleep(0)
 
-    assert await answer(tested) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    refused = await ended(tested)
+    assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert 500 <= int(refused.trailing["grpc-retry-pushback-ms"]) <= 15_000
     tokens.open.set()
     assert await asyncio.gather(*waiting) == [grpc.StatusCode.UNAUTHENTICATED] * 2
     assert await answer(tested) is grpc.StatusCode.UNAUTHENTICATED

@@ -5,6 +5,7 @@ import pytest
 
 from istiod_ca_bridge.config import Address, read_config
 from istiod_ca_bridge.errors import ConfigError
+from istiod_ca_bridge.issuance_log import IssuanceLogSettings
 from istiod_ca_bridge.lifecycle import KeyMode
 from istiod_ca_bridge.mode import BridgeMode
 from istiod_ca_bridge.mode_settings import PlugInSettings
@@ -74,6 +75,20 @@ def test_every_setting_is_read() -> None:
         ("DEFAULT_WORKLOAD_CERT_TTL", "0h"),
         ("MAX_WORKLOAD_CERT_TTL", "1h"),
         ("LOG_FORMAT", "xml"),
+        ("TRUST_DOMAIN_ALIASES", "old.test,Old"),
+        ("CA_MAX_WAITING", "0"),
+        ("METRICS_LISTEN", "9000"),
+        ("WORKLOAD_CERT_TTL_POLICY", "cut"),
+        ("WORKLOAD_CERT_TTL_JITTER", "51%"),
+        ("WORKLOAD_CERT_TTL_JITTER", "0.05"),
+        ("ISSUANCE_LOG", "/nowhere/at/all/issued.log"),
+        ("ISSUANCE_LOG_MAX_BYTES", "1"),
+        ("ISSUANCE_LOG_CHECKPOINT", "0"),
+        ("ISSUANCE_LOG_WHEN_FAILING", "ignore"),
+        ("CA_CRL", "yes"),
+        ("CRL_FILE", "ca-crl.pem"),
+        ("CA_TRUSTED_NODE_ACCOUNTS", "ztunnel"),
+        ("CA_TRUSTED_NODE_ACCOUNTS", "a/b/c"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named(name: str, value: str) -> None:
@@ -81,11 +96,38 @@ def test_a_setting_that_cannot_work_is_named(name: str, value: str) -> None:
         read_config(LEAST | {name: value})
 
 
+def test_what_is_issued_and_how_is_read(tmp_path: Path) -> None:
+    config = read_config(
+        LEAST
+        | {
+            "WORKLOAD_CERT_TTL_POLICY": "clamp",
+            "WORKLOAD_CERT_TTL_JITTER": "2.5%",
+            "TRUST_DOMAIN_ALIASES": "old.test, older.test",
+            "CA_TRUSTED_NODE_ACCOUNTS": "istio-system/ztunnel,edge/z.tunnel",
+            "ISSUANCE_LOG": str(tmp_path / "issued.log"),
+            "ISSUANCE_LOG_WHEN_FAILING": "issue",
+        }
+    )
+
+    assert (config.ttl.clamp, config.ttl.jitter) == (True, 0.025)
+    assert config.trust_domain_aliases == {"old.test", "older.test"}
+    assert config.node_agents == {("istio-system", "ztunnel"), ("edge", "z.tunnel")}
+    assert config.issuance_log == IssuanceLogSettings(
+        tmp_path / "issued.log", 100 << 20, 1000, issue_without=True
+    )
+    assert read_config(LEAST).issuance_log is None
+    assert not read_config(LEAST).node_agents
+
+
 def test_settings_that_cannot_go_together_are_named() -> None:
     with pytest.raises(ConfigError, match="sealed needs an RSA"):
         read_config(LEAST | {"CA_KEY_MODE": "sealed", "CA_KEY_ALGORITHM": "ecdsa-p256"})
     with pytest.raises(ConfigError, match="TOKEN_ISSUER"):
         read_config(LEAST | {"JWKS_FILE": "/x"})
+    with pytest.raises(ConfigError, match="REMOTE_CLUSTERS"):
+        read_config(LEAST | {"REMOTE_CLUSTERS": "true", "TOKEN_REVIEW": "off"})
+    with pytest.raises(ConfigError, match="CA_TRUSTED_NODE_ACCOUNTS"):
+        read_config(LEAST | DIRECTORY | {"CA_TRUSTED_NODE_ACCOUNTS": "istio-system/ztunnel"})
     with pytest.raises(ConfigError, match="BRIDGE_STORE_DIR"):
         read_config(LEAST | {"BRIDGE_STORE": "directory", "BRIDGE_STORE_DIR": "/nowhere/at/all"})
 

@@ -119,6 +119,26 @@ def test_a_lifetime_over_the_maximum_or_below_nothing_is_refused(seconds: int) -
         granted_lifetime(seconds, TTL)
 
 
+def test_a_lifetime_over_the_maximum_is_cut_to_it_where_policy_clamps() -> None:
+    clamping = TtlPolicy(timedelta(hours=24), timedelta(days=90), clamp=True)
+
+    assert granted_lifetime(1 << 62, clamping) == timedelta(days=90)
+    assert granted_lifetime(3600, clamping) == timedelta(hours=1)
+    with pytest.raises(RefusedRequestError):
+        granted_lifetime(-1, clamping)
+
+
+@given(st.integers(0, 90 * 86400), st.floats(0, 1), st.floats(0, 0.5))
+def test_jitter_shortens_a_lifetime_by_no_more_than_its_part(
+    seconds: int, draw: float, jitter: float
+) -> None:
+    whole = granted_lifetime(seconds, TTL)
+
+    granted = granted_lifetime(seconds, TtlPolicy(TTL.default, TTL.maximum, jitter=jitter), draw)
+
+    assert whole * (1 - jitter) - timedelta(milliseconds=1) <= granted <= whole
+
+
 def test_a_grant_begins_two_minutes_ago_and_never_outlives_the_ca() -> None:
     identity = workload_identity("cluster.local", "shop", "cart")
     end = NOW + timedelta(hours=3)

@@ -1,0 +1,97 @@
+"""What a KEK encrypts: a blob that says its KEK and cipher, and is bound to its purpose."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from hsm_plugin import cbc_envelope, envelope
+from hsm_plugin.envelope import CompactJwe
+from hsm_plugin.errors import RejectedBlobError
+from hsm_plugin.keys import AsyncKeyStore, KekCipher, Sealed
+
+
+class Purpose(Enum):
+    """What a blob is for: its name, its context (AES-GCM), and its content type (AES-CBC)."""
+
+    DEK = ("a DEK", b"", "jwk+json")
+    KUBERNETES = ("Kubernetes", b"kubernetes-kms", "JWT")
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        return self.value[0]
+
+    @property
+    def context(self) -> bytes:
+        """The additional data in the header of an AES-GCM blob."""
+        return self.value[1]
+
+    @property
+    def content_type(self) -> str:
+        """The cty in the header of an AES-CBC blob."""
+        return self.value[2]
+
+
+@dataclass(frozen=True, slots=True)
+class WrappedBlob:
+    """A parsed blob of a KEK."""
+
+    kek_id: bytes
+    kid: str
+    """The id as the header writes it."""
+    protected: bytes
+    sealed: Sealed
+    plaintext_bytes: int | None
+    """Length of the plaintext without what fills it up; None: all of it."""
+
+
+def parse(blob: bytes, purpose: Purpose, name: str) -> WrappedBlob:
+    """Return the parts; RejectedBlobError, naming `name`, for anything else."""
+    jwe = envelope.split(blob, name)
+    if jwe.header.get("enc") == cbc_envelope.ALGORITHM:
+        return _parse_cbc(jwe, purpose, name)
+    gcm = envelope.read(jwe, name)
+    if gcm.context != purpose.context:
+        raise _other_purpose(purpose, name)
+    return WrappedBlob(gcm.kid.encode(), gcm.kid, gcm.protected, gcm.sealed, None)
+
+
+def _parse_cbc(jwe: CompactJwe, purpose: Purpose, name: str) -> WrappedBlob:
+    if jwe.header.get("alg") != cbc_envelope.ALGORITHM:
+        raise RejectedBlobError(f"{name} is not encrypted with alg and enc A256CBC")
+    if jwe.header.get("cty") != purpose.content_type:
+        raise _other_purpose(purpose, name)
+    if len(jwe.iv) != cbc_envelope.IV_BYTES or len(jwe.tag) != cbc_envelope.TAG_BYTES:
+        raise RejectedBlobError(f"{name} has an IV or a tag of the wrong length")
+    return WrappedBlob(
+        kek_id=cbc_envelope.kek_id_of(jwe, name),
+        kid=jwe.kid,
+        protected=jwe.protected,
+        sealed=Sealed(jwe.iv, jwe.ciphertext, jwe.tag, KekCipher.CBC),
+        plaintext_bytes=cbc_envelope.plaintext_bytes_of(jwe, name),
+    )
+
+
+async def wrap(
+    store: AsyncKeyStore, cipher: KekCipher, kek_id: bytes, plaintext: bytes, purpose: Purpose
+) -> bytes:
+    """Return the plaintext as a blob of this KEK. The id is visible ASCII."""
+    if cipher is KekCipher.CBC:
+        protected = cbc_envelope.protected_header(kek_id, purpose.content_type, len(plaintext))
+        plaintext = cbc_envelope.filled_up(plaintext)
+    else:
+        protected = envelope.protected_header(kek_id.decode(), purpose.context)
+    sealed = await store.wrap(kek_id, plaintext, protected, cipher)
+    return envelope.serialize(protected, sealed)
+
+
+async def unwrap(store: AsyncKeyStore, blob: WrappedBlob) -> bytes:
+    """Return the plaintext; RejectedBlobError when the blob was changed."""
+    plaintext = await store.unwrap(blob.kek_id, blob.sealed, blob.protected)
+    return plaintext[: blob.plaintext_bytes]
+
+
+def _other_purpose(purpose: Purpose, name: str) -> RejectedBlobError:
+    return RejectedBlobError(
+        f"{name} was not made for {purpose.title}",
+        hint="pass what this plugin answered for the same purpose",
+    )

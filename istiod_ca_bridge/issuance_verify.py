@@ -1,0 +1,62 @@
+"""`log verify`: read issuance log files and say what they hold, or where they were changed."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from cryptography import x509
+
+from istiod_ca_bridge.der import MALFORMED
+from istiod_ca_bridge.errors import ConfigError, TamperedLogError
+from istiod_ca_bridge.issuance_chain import MAX_LINE_BYTES, Findings, Verifier, parsed
+from istiod_ca_bridge.signer import key_der
+
+
+def verify(files: Iterable[Path], ca: Path | None) -> Findings:
+    """Return what the files hold, in whatever order they are named.
+
+    `ca`: certificates whose keys may sign checkpoints. TamperedLogError names the first fault.
+    """
+    verifier = Verifier(_keys(ca) if ca else [])
+    for path in sorted(files, key=_first):
+        verifier.follow(str(path), _lines(path))
+    return verifier.findings
+
+
+def certificates(files: Iterable[Path]) -> Iterator[tuple[str, str, str]]:
+    """Yield serial, identity and end of each workload certificate; nothing is verified."""
+    for path in files:
+        for raw in _lines(path):
+            line = parsed(raw.removesuffix(b"\n"))
+            if line is not None and "identity" in line.facts:
+                serial, holder, ends = (
+                    str(line.facts.get(name)) for name in ("serial", "identity", "not_after")
+                )
+                yield serial, holder, ends
+
+
+def _keys(path: Path) -> list[bytes]:
+    try:
+        certificates = x509.load_pem_x509_certificates(path.read_bytes())
+        return [key_der(entry.public_key()) for entry in certificates]
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except MALFORMED:
+        raise ConfigError(f"{path} holds no certificates in PEM") from None
+
+
+def _first(path: Path) -> int:
+    for raw in _lines(path):
+        line = parsed(raw.removesuffix(b"\n"))
+        if line is None:
+            break
+        return line.seq
+    raise TamperedLogError(f"{path}:1: it is no whole line of an issuance log")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(MAX_LINE_BYTES):
+                yield line
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
