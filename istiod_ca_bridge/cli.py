@@ -1,4 +1,4 @@
-"""The command line: `serve`, and `health` for probes.
+"""The command line: `serve`, `health` for probes, and `rotation` for operators.
 
 Exit codes: 0 stopped in order, or healthy; 1 an operator must act, or not healthy; 2 the command
 or its settings are wrong.
@@ -17,8 +17,13 @@ from importlib.metadata import version
 from istiod_ca_bridge.config import Config, read_config, read_health_address
 from istiod_ca_bridge.errors import BridgeError, ConfigError
 from istiod_ca_bridge.health_probe import probe
+from istiod_ca_bridge.kube import kubernetes_store
+from istiod_ca_bridge.kube_client import connect
 from istiod_ca_bridge.log import event_log
+from istiod_ca_bridge.rotation import Wish
+from istiod_ca_bridge.rotation_commands import RotationCommands
 from istiod_ca_bridge.server import serve
+from istiod_ca_bridge.signer import KeyAlgorithm
 
 _ENVIRONMENT = """\
 environment (durations as 24h or 1h30m; lists by comma):
@@ -31,6 +36,8 @@ environment (durations as 24h or 1h30m; lists by comma):
   CA_KEY_MODE                resident (default: signs in the HSM) or sealed (in memory)
   CA_KEY_ALGORITHM           rsa-2048 (default), rsa-3072, rsa-4096, ecdsa-p256, ecdsa-p384
   TRUST_DOMAIN               SPIFFE trust domain (cluster.local)
+  CA_RENEW_BEFORE            when to ask for a new CA certificate: a part of its life (33%), or
+                             a duration before its end
   CLUSTER_ID                 the cluster whose tokens are accepted (Kubernetes)
   CA_LISTEN                  host:port of the CA service (0.0.0.0:15012)
   CA_SERVER_NAMES            DNS names of its certificate
@@ -47,6 +54,8 @@ environment (durations as 24h or 1h30m; lists by comma):
   PUBLISH_ROOT_CERT          istio-ca-root-cert in every namespace (true in Kubernetes)
   ISTIOD_TLS                 the Secret istiod-tls for istiod to serve with (true in Kubernetes)
   ISTIO_REVISIONS            istiod's revisions, whose names are in it
+  POD_NAME, POD_UID          of this pod: who the Events are about, who leads
+  LEADER_LEASE_DURATION      how long a leader may be silent before another writes (15s)
   DRAIN_DURATION             how long requests may end after SIGTERM (10s)
   LOG_FORMAT                 text (default) or json
 """
@@ -55,11 +64,14 @@ _PR_SET_DUMPABLE = 4
 
 def run(arguments: Sequence[str]) -> int:
     """Return the exit code."""
-    command: str = _parser().parse_args(arguments).command
+    options = _parser().parse_args(arguments)
+    command: str = options.command
     _protect_memory()
     try:
         if command == "health":
             probe(read_health_address())
+        elif command == "rotation":
+            sys.stdout.write(asyncio.run(_rotation(read_config(), options)) + "\n")
         else:
             asyncio.run(_serve(read_config()))
     except BridgeError as error:
@@ -80,6 +92,28 @@ async def _serve(config: Config) -> None:
     await serve(config, lambda: datetime.now(UTC), event_log(config.log_format), stop)
 
 
+async def _rotation(config: Config, options: argparse.Namespace) -> str:
+    if config.store_directory is not None:
+        raise ConfigError("a rotation needs BRIDGE_STORE=kubernetes")
+    commands = RotationCommands(
+        kubernetes_store(connect(config.kubeconfig), config.namespace),
+        lambda: datetime.now(UTC),
+        config.ttl.maximum,
+    )
+    match options.action:
+        case "start":
+            wanted = options.algorithm
+            return await commands.start(KeyAlgorithm(wanted) if wanted else config.key_algorithm)
+        case "activate":
+            return await commands.ask(Wish.ACTIVATE)
+        case "retire":
+            return await commands.ask(
+                Wish.RETIRE_AND_DESTROY if options.destroy_old_key else Wish.RETIRE
+            )
+        case _:
+            return await commands.status()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="istiod-ca-bridge", description="Istio's CA service, signing by an HSM."
@@ -98,7 +132,28 @@ def _parser() -> argparse.ArgumentParser:
         help="exit 0 when the bridge beside it serves, for an exec probe",
         description="Ask HEALTH_LISTEN whether the bridge serves.",
     )
+    _add_rotation(commands)
     return parser
+
+
+def _add_rotation(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> None:
+    rotation = commands.add_parser(
+        "rotation",
+        help="replace the CA key, and its root, step by step",
+        description="Ask the leading bridge for the next step of a rotation of the CA key. "
+        "The settings are those of `serve`.",
+    )
+    actions = rotation.add_subparsers(dest="action", required=True, metavar="ACTION")
+    start = actions.add_parser("start", help="make the next key and its CSR")
+    start.add_argument("--algorithm", choices=[entry.value for entry in KeyAlgorithm])
+    actions.add_parser("status", help="how far it is, and why it does not go on")
+    actions.add_parser("activate", help="let the next key sign")
+    retire = actions.add_parser("retire", help="trust the old root no more")
+    old_key = retire.add_mutually_exclusive_group(required=True)
+    old_key.add_argument("--keep-old-key", action="store_true", help="leave it in the HSM")
+    old_key.add_argument("--destroy-old-key", action="store_true", help="for good")
 
 
 def _protect_memory() -> None:

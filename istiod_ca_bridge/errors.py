@@ -53,6 +53,10 @@ class ClusterUnavailableError(BridgeError):
     """The Kubernetes API server cannot be asked now, or does not let us; tried again."""
 
 
+class ForbiddenByClusterError(ClusterUnavailableError):
+    """The API server answers, and this account lacks a right; an operator grants it."""
+
+
 class KeyServiceNotPreparedError(KeyServiceUnavailableError):
     """The plugin answers, and lacks something an operator brings: a KEK, a root, a PIN."""
 
@@ -67,6 +71,10 @@ class StoreUnavailableError(BridgeError):
 
 class SecretExistsError(BridgeError):
     """Another writer made the Secret first; read it again."""
+
+
+class LeaderAwaitedError(BridgeError):
+    """Another replica is to write this; it is looked at again."""
 
 
 class CorruptSecretError(BridgeError):

@@ -16,23 +16,20 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from istio_hsm_proto.istio_ca_pb2_grpc import add_IstioCertificateServiceServicer_to_server
 from istiod_ca_bridge.authority import Authority
 from istiod_ca_bridge.ca_service import CertificateService, ServiceSettings
+from istiod_ca_bridge.ca_wiring import wire_ca
 from istiod_ca_bridge.config import Address, Config
-from istiod_ca_bridge.directory_store import DirectoryStore
 from istiod_ca_bridge.errors import BridgeError
 from istiod_ca_bridge.files import replace_file
 from istiod_ca_bridge.hsm_key import HsmPlugin
 from istiod_ca_bridge.istiod_tls import ISTIOD_TLS_SECRET, IstiodTls
 from istiod_ca_bridge.jwks_file import JwksFile
-from istiod_ca_bridge.kube import kubernetes_store
 from istiod_ca_bridge.kube_client import Cluster, connect
 from istiod_ca_bridge.kube_root_cert import KubernetesRootCertificates
 from istiod_ca_bridge.kube_secret import KubernetesTlsSecret
-from istiod_ca_bridge.lifecycle import Lifecycle, LifecycleSettings
 from istiod_ca_bridge.log import EventLog
 from istiod_ca_bridge.readiness import Readiness
 from istiod_ca_bridge.root_publisher import RootPublisher
 from istiod_ca_bridge.server_certificate import ServerCertificate, make_server_certificate
-from istiod_ca_bridge.store import SecretStore
 from istiod_ca_bridge.tls_front import FrontLimits, TlsFront, bind
 from istiod_ca_bridge.tokens import token_authenticator
 
@@ -105,19 +102,8 @@ class _Process:
             if config.issue_istiod_tls and self._cluster is not None
             else None
         )
-        self._lifecycle = Lifecycle(
-            LifecycleSettings(
-                kek_id=config.kek_id,
-                mode=config.key_mode,
-                algorithm=config.key_algorithm,
-                trust_domain=config.trust_domain,
-                namespace=config.namespace,
-            ),
-            _store(config, self._cluster),
-            keys,
-            self._adopt,
-            clock,
-            log,
+        self._ca = wire_ca(
+            config, self._cluster, keys, self._adopt, lambda: self._served, clock, log
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -128,11 +114,16 @@ class _Process:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(_until(stop))
-                    tasks.create_task(self._lifecycle.run())
+                    for task in self._ca.tasks:
+                        tasks.create_task(task())
                     tasks.create_task(self._serve_tls(listener))
                     tasks.create_task(
                         Readiness(
-                            lambda: self._served, self._publish, self._clock, self._log
+                            lambda: self._served,
+                            self._publish,
+                            self._clock,
+                            self._log,
+                            self._ca.conditions,
                         ).watch()
                     )
                     if self._jwks is not None:
@@ -279,13 +270,6 @@ def _cluster(config: Config) -> Cluster | None:
     if config.store_directory is None or config.review_tokens:
         return connect(config.kubeconfig)
     return None
-
-
-def _store(config: Config, cluster: Cluster | None) -> SecretStore:
-    if config.store_directory is not None:
-        return DirectoryStore(config.store_directory)
-    assert cluster is not None  # noqa: S101 - _cluster connects when there is no directory
-    return kubernetes_store(cluster, config.namespace)
 
 
 @contextlib.contextmanager

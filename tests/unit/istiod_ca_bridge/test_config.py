@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from istiod_ca_bridge.ca_key import KeyMode
 from istiod_ca_bridge.config import Address, read_config
 from istiod_ca_bridge.errors import ConfigError
-from istiod_ca_bridge.lifecycle import KeyMode
 from istiod_ca_bridge.signer import KeyAlgorithm
 
 LEAST = {"KEY_MANAGEMENT_KEY_ID": "kek"}
