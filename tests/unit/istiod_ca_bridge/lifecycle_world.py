@@ -19,7 +19,7 @@ from istiod_ca_bridge.name_constraints import IssuedNames
 from istiod_ca_bridge.records import csr_record
 from istiod_ca_bridge.rotation_keeper import RotationKeeper
 from istiod_ca_bridge.signer import KeyAlgorithm
-from istiod_ca_bridge.store import CERTIFICATE_SECRET, CSR_SECRET
+from istiod_ca_bridge.store import CERTIFICATE_SECRET, CSR_SECRET, ROTATION_SECRET
 from tests.support import pki
 from tests.unit.istiod_ca_bridge.doubles import (
     NOW,
@@ -123,6 +123,25 @@ class World:
 
     def happened(self) -> list[str]:
         return [it.reason for it in self.conditions.take()]
+
+    async def rounds(self, count: int = 6) -> None:
+        """Run a new process for a few rounds."""
+        done = 0
+        before = self.store.on_read
+
+        def note(name: str) -> None:
+            nonlocal done
+            before(name)
+            if name == ROTATION_SECRET:
+                done += 1
+                if done == count + 1:
+                    self.log.info("rounds.over")
+
+        self.store.on_read = note
+        try:
+            await self.run_until("rounds.over")
+        finally:
+            self.store.on_read = before
 
     async def failure(self) -> BridgeError:
         """Run a new process until it stops for good."""

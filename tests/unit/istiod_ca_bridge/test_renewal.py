@@ -85,7 +85,7 @@ async def test_before_that_there_is_none_and_it_says_when() -> None:
     world = await serving()
     await world.run_until("ca_key.ready")
     await world.run_until("CA cert:")
-    await settled(world)
+    await world.rounds()
 
     assert RENEWAL_SECRET not in world.store.secrets
     status, reason, message = world.condition(Kind.FRESH)
@@ -135,7 +135,7 @@ async def test_killed_at_the_write_the_next_start_has_one_request(*, after: bool
     asked = world.store.secrets.get(RENEWAL_SECRET)
     world.store.effects = Effects()
 
-    await settled(world)
+    await world.rounds()
 
     assert (await world.csr(RENEWAL_SECRET)).public_key() == (await world.csr()).public_key()
     if asked is not None:
@@ -156,7 +156,7 @@ async def test_a_follower_writes_none() -> None:
     world.now = TWO_THIRDS
     world.leads = False
 
-    await settled(world)
+    await world.rounds()
 
     assert RENEWAL_SECRET not in world.store.secrets
     assert KEY_SECRET in world.store.secrets
@@ -166,7 +166,7 @@ async def test_most_of_the_time_over_it_is_urgent() -> None:
     world = await serving()
     world.now = NOW + timedelta(days=28)
     await world.run_until("ca_renewal.requested")
-    await settled(world)
+    await world.rounds()
 
     assert world.condition(Kind.FRESH)[:2] == (False, "Expiring")
 
@@ -176,19 +176,3 @@ def test_the_policy_takes_a_duration_over_the_fraction() -> None:
     assert isinstance(certificate, x509.Certificate)
     ends = certificate.not_valid_after_utc
     assert RenewalPolicy(timedelta(days=3)).due_at(certificate) == ends - timedelta(days=3)
-
-
-async def settled(world: World) -> None:
-    """Run a process for a few rounds."""
-    rounds = 0
-
-    def count(name: str) -> None:
-        nonlocal rounds
-        if name == "istio-ca-rotation":
-            rounds += 1
-            if rounds == 6:
-                world.log.info("rounds.over")
-
-    world.store.on_read = count
-    await world.run_until("rounds.over")
-    world.store.on_read = lambda _name: None
