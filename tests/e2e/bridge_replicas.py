@@ -29,6 +29,7 @@ class Replicas:
     kube: KubeCluster
     namespace: str
     folder: Path
+    token: softhsm.SoftHsm
     hsm: plugin.Plugin
     root: pki.Issued
     settings: Mapping[str, str]
@@ -57,6 +58,11 @@ class Replicas:
         bridge.kill()
         return bridge
 
+    def revive_hsm(self) -> None:
+        """Start the killed plugin again, on the same socket."""
+        self.hsm = plugin.start(self.token, self.hsm.socket.parent)
+        self.hsm.await_health(plugin.SERVING)
+
     def leader(self) -> str:
         """Return the name of the leading replica that runs; empty while there is none."""
         try:
@@ -75,14 +81,24 @@ class Replicas:
         self.wait_until(lambda: bool(self.leader()), "a leader")
         return self.leader()
 
-    def kill_leader_when(self, text: str) -> None:
-        """Kill the leader as soon as its log says so, and start another replica instead.
-
-        Once a replica has said it, whoever leads by then is killed.
-        """
-        self.wait_until(lambda: text in self.log, f"{text!r} of a leader")
+    def kill_leader_when(self, condition: Callable[[], bool], what: str) -> None:
+        """Kill the leader as soon as it has done something, and start another replica instead."""
+        self.wait_until(condition, what)
         self.kill(self.await_leader())
         self.start()
+
+    def has(self, name: str) -> Callable[[], bool]:
+        """Return what tells whether a Secret is there."""
+        return lambda: self.secret(name) is not None
+
+    def rotation_has(self, key: str, value: str = "") -> Callable[[], bool]:
+        """Return what tells whether the rotation's record says so; or anything, without a value."""
+
+        def tells() -> bool:
+            found = (self.secret("istio-ca-rotation") or {}).get(key, b"").decode()
+            return found == value if value else bool(found)
+
+        return tells
 
     @property
     def log(self) -> str:
@@ -198,7 +214,7 @@ def replicas(
 ) -> Iterator[Replicas]:
     """A mesh with the documented rights, a plugin, and no bridge yet."""
     cluster_harness.grant(kube, namespace)
-    hsm = softhsm.make_token(folder / "token")
+    token = softhsm.make_token(folder / "token")
     root = harness.strict_root()
     settings = {
         "BRIDGE_STORE": "kubernetes",
@@ -209,13 +225,14 @@ def replicas(
     } | dict(environment or {})
     (folder / "bridges").mkdir()
     try:
-        with plugin.running(hsm, folder / "plugin") as running:
+        with plugin.running(token, folder / "plugin") as running:
             harness.prepare(running, root)
-            made = Replicas(kube, namespace, folder / "bridges", running, root, settings)
+            made = Replicas(kube, namespace, folder / "bridges", token, running, root, settings)
             try:
                 yield made
             finally:
                 for name in tuple(made.running):
                     made.kill(name)
+                made.hsm.kill()
     finally:
         cluster_harness.revoke(kube, namespace)

@@ -6,6 +6,7 @@ One story, told once: from nothing to serving, and a rotation of key and root.
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
 from cryptography import x509
 
 from istio_hsm_proto import signing_v1_pb2
@@ -34,6 +35,7 @@ def next_root() -> pki.Issued:
     )
 
 
+@pytest.mark.timeout(400)
 def test_a_mesh_s_whole_life_with_the_leader_killed_at_every_state(
     kube: KubeCluster, namespace: str, tmp_path: Path
 ) -> None:
@@ -46,8 +48,8 @@ def test_a_mesh_s_whole_life_with_the_leader_killed_at_every_state(
 def come_to_life(site: Replicas) -> None:
     site.start()
     site.start()
-    for state in ("ca_key.recorded", "ca_key.ready", "ca_csr.written"):
-        site.kill_leader_when(state)
+    for state in ("istio-ca-encrypted-key", "istio-ca-cert-csr"):
+        site.kill_leader_when(site.has(state), state)
     csr = site.csr("istio-ca-cert-csr")
     record = site.secret("istio-ca-encrypted-key") or {}
     assert key_ids(site) == [record["key-id"].decode()]
@@ -66,8 +68,8 @@ def rotate(site: Replicas, before: harness.Workload, folder: Path) -> None:
     root = next_root()
 
     assert "started" in site.rotation("start").stdout
-    for step in ("make the next key", "write the next key's CSR"):
-        site.kill_leader_when(step)
+    for state in ("istio-ca-encrypted-key-next", "istio-ca-cert-csr-next"):
+        site.kill_leader_when(site.has(state), state)
     csr = site.csr("istio-ca-cert-csr-next")
     chain = harness.signed_ca(csr, root)
     site.offer("istio-ca-cert-next", chain)
@@ -78,8 +80,8 @@ def rotate(site: Replicas, before: harness.Workload, folder: Path) -> None:
     harness.prepare(site.hsm, root)
 
     # Both roots are trusted, the old key signs.
-    site.kill_leader_when("trust both roots")
-    site.kill_leader_when("note that both roots are everywhere")
+    site.kill_leader_when(site.rotation_has("phase", "distribute"), "distribute")
+    site.kill_leader_when(site.rotation_has("distributed-at"), "distributed")
     both = both_roots(site, root)
     during = site.workload()
     assert set(x509.load_pem_x509_certificates(during.chain[-1].encode())) == both
@@ -93,8 +95,8 @@ def rotate(site: Replicas, before: harness.Workload, folder: Path) -> None:
     # The next key signs, both roots are trusted.
     site.patch("istio-ca-rotation", **{"distributed-at": _LONG_AGO})
     assert site.rotation("activate").stdout.startswith("done"), site.log
-    site.kill_leader_when("let the next key sign")
-    site.kill_leader_when("move the Secrets")
+    site.kill_leader_when(site.has("istio-ca-encrypted-key-previous"), "the move of the Secrets")
+    site.kill_leader_when(site.rotation_has("phase", "overlap"), "overlap")
     site.wait_until(lambda: site.secret("istio-ca-encrypted-key-next") is None, "cleared away")
     following = site.secret("istio-ca-encrypted-key") or {}
     assert following["key-id"] != old_key["key-id"]
@@ -112,7 +114,7 @@ def rotate(site: Replicas, before: harness.Workload, folder: Path) -> None:
     assert len(key_ids(site)) == 2
     site.patch("istio-ca-rotation", **{"activated-at": _LONG_AGO})
     assert site.rotation("retire", "--destroy-old-key").stdout.startswith("done"), site.log
-    site.kill_leader_when("clear away the old key")
+    site.kill_leader_when(lambda: not site.rotation_has("phase")(), "the end")
     site.await_serving()
     assert key_ids(site) == [following["key-id"].decode()]
     assert site.secret("istio-ca-rotation") is None
