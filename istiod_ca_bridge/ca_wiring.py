@@ -56,17 +56,20 @@ def wire_ca(
         return WiredCa((alone.run,), conditions)
     assert cluster is not None  # noqa: S101 - there is one where there is no directory
     secrets_here = kubernetes_store(cluster, config.namespace)
-    identity = f"{config.pod_name or socket.gethostname()}_{secrets.token_hex(4)}"
+    replica = config.pod_name or socket.gethostname()
+    identity = f"{replica}_{secrets.token_hex(4)}"
     timing = LeaseTiming(config.lease_duration.total_seconds())
     leadership = Leadership(
         KubernetesLease(cluster, config.namespace), Election(identity, timing), clock, log
     )
+    told = KubernetesStatus(cluster, config.namespace, config.pod_name, config.pod_uid)
     rotation = RotationKeeper(
         secrets_here,
         keys,
         CaKeys(settings.keys, secrets_here, keys, leadership.leads, log),
         ChainCheck(keys, settings.names, clock),
         ListedRoots(KubernetesRootCertificates(cluster)),
+        told.reports,
         config.ttl.maximum,
         conditions,
         clock,
@@ -84,13 +87,7 @@ def wire_ca(
         conditions=conditions,
         rotation=rotation,
     )
-    status = StatusPublisher(
-        conditions,
-        lambda: _chain_pem(serving()),
-        KubernetesStatus(cluster, config.namespace, config.pod_name, config.pod_uid),
-        leadership.leads,
-        log,
-    )
+    status = StatusPublisher(replica, conditions, serving, told, leadership.leads, clock, log)
     return WiredCa((leadership.run, lifecycle.run, status.run), conditions)
 
 
@@ -105,7 +102,3 @@ def _settings(config: Config) -> LifecycleSettings:
         names=IssuedNames((config.trust_domain,), config.server_names + istiod_names),
         renewal=config.renewal,
     )
-
-
-def _chain_pem(authority: Authority | None) -> str:
-    return authority.intermediates_pem + authority.roots_pem if authority else ""

@@ -8,6 +8,7 @@ from typing import Any
 from kubernetes import client
 
 from istiod_ca_bridge.kube_client import FAILURES, TIMEOUT_SECONDS, Cluster, unavailable
+from istiod_ca_bridge.replica_report import KEY_PREFIX, ReplicaReport, parse_report
 from istiod_ca_bridge.status_record import STATUS_CONFIG_MAP, Series
 from istiod_ca_bridge.store import CERTIFICATE_SECRET
 
@@ -18,7 +19,7 @@ _MAX_NOTE = 1024
 
 
 class KubernetesStatus:
-    """A StatusSink in one namespace."""
+    """A StatusSink in one namespace, and what the replicas said there."""
 
     def __init__(self, cluster: Cluster, namespace: str, pod_name: str, pod_uid: str) -> None:
         self._cluster = cluster
@@ -77,7 +78,45 @@ class KubernetesStatus:
             series.name, self._namespace, body, _request_timeout=TIMEOUT_SECONDS
         )
 
-    async def write(self, values: Mapping[str, str]) -> None:
+    async def reports(self) -> tuple[ReplicaReport, ...]:
+        """Return what each replica serves, less those whose pod is gone."""
+        try:
+            found: Any = await self._cluster.call(
+                functools.partial(
+                    self._core.read_namespaced_config_map,
+                    STATUS_CONFIG_MAP,
+                    self._namespace,
+                    _request_timeout=TIMEOUT_SECONDS,
+                )
+            )
+        except FAILURES as error:
+            if getattr(error, "status", None) == _GONE:
+                return ()
+            raise unavailable("get", f"configmaps {STATUS_CONFIG_MAP}", error) from None
+        reports = [
+            parse_report(key.removeprefix(KEY_PREFIX), text)
+            for key, text in sorted((found.data or {}).items())
+            if key.startswith(KEY_PREFIX)
+        ]
+        return tuple([it for it in reports if await self._has_pod(it.replica)])
+
+    async def _has_pod(self, name: str) -> bool:
+        try:
+            await self._cluster.call(
+                functools.partial(
+                    self._core.read_namespaced_pod,
+                    name,
+                    self._namespace,
+                    _request_timeout=TIMEOUT_SECONDS,
+                )
+            )
+        except FAILURES as error:
+            if getattr(error, "status", None) == _GONE:
+                return False
+            raise unavailable("get", "pods", error) from None
+        return True
+
+    async def write(self, values: Mapping[str, str | None]) -> None:
         """Patch the ConfigMap, or create it."""
         calls = {
             "patch": functools.partial(self._patch, values),
@@ -93,7 +132,7 @@ class KubernetesStatus:
             else:
                 return
 
-    def _patch(self, values: Mapping[str, str]) -> None:
+    def _patch(self, values: Mapping[str, str | None]) -> None:
         self._core.patch_namespaced_config_map(
             STATUS_CONFIG_MAP,
             self._namespace,
@@ -101,9 +140,10 @@ class KubernetesStatus:
             _request_timeout=TIMEOUT_SECONDS,
         )
 
-    def _create(self, values: Mapping[str, str]) -> None:
+    def _create(self, values: Mapping[str, str | None]) -> None:
         body = client.V1ConfigMap(
-            metadata=client.V1ObjectMeta(name=STATUS_CONFIG_MAP), data=dict(values)
+            metadata=client.V1ObjectMeta(name=STATUS_CONFIG_MAP),
+            data={key: value for key, value in values.items() if value is not None},
         )
         self._core.create_namespaced_config_map(
             self._namespace, body, _request_timeout=TIMEOUT_SECONDS

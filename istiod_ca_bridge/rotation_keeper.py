@@ -3,7 +3,7 @@
 Every replica follows the record; the leader alone takes steps. Each step may be done twice.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -26,6 +26,7 @@ from istiod_ca_bridge.istiod_tls import CERTIFICATE_KEY, ISTIOD_TLS_SECRET
 from istiod_ca_bridge.key_service import KeyService
 from istiod_ca_bridge.log import EventLog
 from istiod_ca_bridge.records import KeyRecord, ResidentKey, key_record
+from istiod_ca_bridge.replica_report import ReplicaReport, not_serving, not_trusting
 from istiod_ca_bridge.root_readback import RootReadback
 from istiod_ca_bridge.rotation import Facts, Phase, Rotation, Step, Wish, next_step, rotation_of
 from istiod_ca_bridge.signer import Signer
@@ -62,6 +63,7 @@ class RotationKeeper:
         ca_keys: CaKeys,
         check: ChainCheck,
         roots: RootReadback,
+        reports: Callable[[], Awaitable[tuple[ReplicaReport, ...]]],
         longest_lifetime: timedelta,
         conditions: Conditions,
         clock: Callable[[], datetime],
@@ -74,6 +76,7 @@ class RotationKeeper:
         self._ca_keys = ca_keys
         self._check = check
         self._roots = roots
+        self._reports = reports
         self._longest_lifetime = longest_lifetime
         self._conditions = conditions
         self._clock = clock
@@ -192,13 +195,16 @@ class RotationKeeper:
         if not set(roots) <= set(serving.chain.roots):
             return ("this CA's own answers",)
         try:
-            return await self._roots.lacking(serving.chain.roots)
+            reports = await self._reports()
+            replicas = not_trusting(reports, serving.chain, self._clock())
+            return (*replicas, *await self._roots.lacking(serving.chain.roots))
         except ClusterUnavailableError:
             return None
 
     async def _served_by_old(self, serving: Authority) -> tuple[str, ...]:
-        if not self._watches_istiod_tls:
-            return ()
+        replicas = not_serving(await self._reports(), serving.chain, self._clock())
+        if replicas or not self._watches_istiod_tls:
+            return replicas
         values = await self._store.read(ISTIOD_TLS_SECRET) or {}
         try:
             leaf = x509.load_pem_x509_certificates(values.get(CERTIFICATE_KEY, b""))[0]

@@ -1,18 +1,22 @@
-"""Publishes conditions and events: each replica its Events, the leader the ConfigMap."""
+"""Publishes what a replica has to say: its Events and its report; as the leader the conditions."""
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Callable
+from datetime import datetime
 
+from istiod_ca_bridge.authority import Authority
 from istiod_ca_bridge.conditions import Conditions, Happening
 from istiod_ca_bridge.errors import ClusterUnavailableError
 from istiod_ca_bridge.log import EventLog
+from istiod_ca_bridge.replica_report import KEY_PREFIX, report_of
 from istiod_ca_bridge.status_record import Series, StatusSink, status_values
 
 _LOOK_SECONDS = 1.0
-_REWRITE_SECONDS = 60.0
-"""So that a ConfigMap that was changed by hand is right again soon."""
+_REWRITE_SECONDS = 20.0
+"""So that each replica is heard, and a ConfigMap that was changed by hand is right again soon."""
 
 _MAX_SERIES = 128
 _EVENTS_A_MINUTE = 60
@@ -24,15 +28,19 @@ class StatusPublisher:
 
     def __init__(
         self,
+        replica: str,
         conditions: Conditions,
-        chain_pem: Callable[[], str],
+        serving: Callable[[], Authority | None],
         sink: StatusSink,
         leads: Callable[[], bool],
+        clock: Callable[[], datetime],
         log: EventLog,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._replica = replica
         self._conditions = conditions
-        self._chain_pem = chain_pem
+        self._serving = serving
+        self._clock = clock
         self._sink = sink
         self._leads = leads
         self._log = log
@@ -42,22 +50,29 @@ class StatusPublisher:
         self._pending: list[Happening] = []
         self._budget = float(_EVENTS_A_MINUTE)
         self._filled_at = monotonic()
-        self._written: dict[str, str] = {}
+        self._written: object = None
         self._written_at = 0.0
         self._told = ""
 
     async def run(self) -> None:
-        """Publish until cancelled."""
-        while True:
-            try:
-                await self._events()
-                await self._status()
-                self._told = ""
-            except ClusterUnavailableError as error:
-                if str(error) != self._told:
-                    self._told = str(error)
-                    self._log.warning("status.not_published", reason=str(error), hint=error.hint)
-            await asyncio.sleep(_LOOK_SECONDS)
+        """Publish until cancelled; then take the report back, for nothing is served any more."""
+        try:
+            while True:
+                await self._look()
+                await asyncio.sleep(_LOOK_SECONDS)
+        finally:
+            with contextlib.suppress(ClusterUnavailableError):
+                await self._sink.write({KEY_PREFIX + self._replica: None})
+
+    async def _look(self) -> None:
+        try:
+            await self._events()
+            await self._status()
+            self._told = ""
+        except ClusterUnavailableError as error:
+            if str(error) != self._told:
+                self._told = str(error)
+                self._log.warning("status.not_published", reason=str(error), hint=error.hint)
 
     async def _events(self) -> None:
         self._pending = [*self._pending, *self._conditions.take()][-_MAX_SERIES:]
@@ -88,12 +103,18 @@ class StatusPublisher:
             self._series.pop(next(iter(self._series)))
 
     async def _status(self) -> None:
-        if not self._leads():
-            self._written = {}
-            return
-        values = status_values(self._conditions.current(), self._chain_pem())
+        authority = self._serving()
+        facts = (self._leads(), authority, self._conditions.current())
         now = self._monotonic()
-        if values == self._written and now - self._written_at < _REWRITE_SECONDS:
+        if facts == self._written and now - self._written_at < _REWRITE_SECONDS:
             return
-        await self._sink.write(values)
-        self._written, self._written_at = values, now
+        values: dict[str, str | None] = {}
+        if self._leads():
+            chain_pem = authority.intermediates_pem + authority.roots_pem if authority else ""
+            values |= status_values(self._conditions.current(), chain_pem)
+        if authority is not None:
+            report = report_of(self._replica, authority.chain, self._clock())
+            values[KEY_PREFIX + self._replica] = report.text()
+        if values:
+            await self._sink.write(values)
+        self._written, self._written_at = facts, now

@@ -1,7 +1,8 @@
 """What operators read of a CA: Events, and one ConfigMap with the conditions that hold.
 
 The ConfigMap `istio-hsm-ca-status` has `conditions.json`, a list of Kubernetes-style conditions,
-and `cert-chain.pem`, the chain that serves, which is public and worth a backup.
+`cert-chain.pem`, the chain that serves, which is public and worth a backup, and in `replica.<pod>`
+what each replica serves.
 """
 
 import json
@@ -34,12 +35,12 @@ class StatusSink(Protocol):
         """Make the Event (count 1), or have it say how often it was."""
         ...
 
-    async def write(self, values: Mapping[str, str]) -> None:
-        """Have the ConfigMap hold these values."""
+    async def write(self, values: Mapping[str, str | None]) -> None:
+        """Have the ConfigMap hold these values; None: no more."""
         ...
 
 
-def status_values(conditions: Iterable[Condition], chain_pem: str) -> dict[str, str]:
+def status_values(conditions: Iterable[Condition], chain_pem: str) -> dict[str, str | None]:
     """Return the ConfigMap's values."""
     listed = [condition.as_json() for condition in conditions]
     return {CONDITIONS_KEY: json.dumps(listed, indent=2), CHAIN_KEY: chain_pem}

@@ -34,6 +34,7 @@ DOMAIN = {
             "rotation",
             "election",
             "status_record",
+            "replica_report",
         ),
     },
     "istio_hsm_installer": {"errors", "durations"},

@@ -46,16 +46,19 @@ class Replicas:
         name = f"bridge-{self.started}"
         folder = self.folder / name
         folder.mkdir()
-        own = {"POD_NAME": name, "POD_UID": f"uid-{self.started}"}
+        pod = self.kube.create_pod(self.namespace, name)
+        assert pod.metadata is not None
+        own = {"POD_NAME": name, "POD_UID": pod.metadata.uid or ""}
         self.running[name] = harness.start_bridge(
             folder, self.hsm.socket, dict(self.settings) | own
         )
         return name
 
     def kill(self, name: str) -> harness.Bridge:
-        """SIGKILL one and return what is left of it."""
+        """SIGKILL one, as with its pod, and return what is left of it."""
         bridge = self.running.pop(name)
         bridge.kill()
+        self.core.delete_namespaced_pod(name, self.namespace, grace_period_seconds=0)
         return bridge
 
     def revive_hsm(self) -> None:

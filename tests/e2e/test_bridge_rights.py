@@ -56,7 +56,9 @@ _HERE = {
     "patch secrets istiod-tls",
     "get leases istiod-ca-bridge",
     "patch leases istiod-ca-bridge",
+    "get configmaps istio-hsm-ca-status",
     "patch configmaps istio-hsm-ca-status",
+    *(f"get pods {name}".strip() for name in _NAMES),
     *(
         f"{verb} events.events.k8s.io {name}".strip()
         for verb in ("create", "patch")

@@ -17,6 +17,7 @@ from istiod_ca_bridge.errors import BridgeError
 from istiod_ca_bridge.lifecycle import Lifecycle, LifecycleSettings
 from istiod_ca_bridge.name_constraints import IssuedNames
 from istiod_ca_bridge.records import csr_record
+from istiod_ca_bridge.replica_report import ReplicaReport
 from istiod_ca_bridge.rotation_keeper import RotationKeeper
 from istiod_ca_bridge.signer import KeyAlgorithm
 from istiod_ca_bridge.store import CERTIFICATE_SECRET, CSR_SECRET, ROTATION_SECRET
@@ -68,6 +69,7 @@ class World:
         self.now = NOW
         self.leads = True
         self.readback = Readback()
+        self.reports: tuple[ReplicaReport, ...] = ()
         self.conditions = Conditions(lambda: self.now)
         self.log, self.lines = recorded_log()
 
@@ -86,6 +88,9 @@ class World:
             with contextlib.suppress(asyncio.CancelledError, BridgeError, CrashError):
                 await task
 
+    async def _reports(self) -> tuple[ReplicaReport, ...]:
+        return self.reports
+
     def _lifecycle(self) -> Lifecycle:
         def clock() -> datetime:
             return self.now
@@ -100,6 +105,7 @@ class World:
             ca_keys,
             ChainCheck(self.keys, IssuedNames(), clock),
             self.readback,
+            self._reports,
             LONGEST,
             self.conditions,
             clock,

@@ -169,3 +169,24 @@ async def test_the_first_start_waits_for_the_leader_and_takes_up_what_it_made() 
     await world.run_until(WAITING)
 
     assert world.keys.generated == 1
+
+
+@pytest.mark.parametrize("jump", [timedelta(days=4000), -timedelta(days=4000)])
+async def test_a_clock_that_jumps_and_comes_back_leaves_all_as_it_was(jump: timedelta) -> None:
+    world = await serving()
+    before = {name: dict(values) for name, values in world.store.secrets.items()}
+    rounds = 0
+
+    def turn(name: str) -> None:
+        nonlocal rounds
+        if world.adopted and name == KEY_SECRET:
+            rounds += 1
+            world.now = NOW + jump if 2 <= rounds < 6 else NOW
+
+    world.store.on_read = turn
+    await world.rounds(12)
+
+    assert len(world.adopted) == 1
+    assert world.store.secrets == before
+    assert world.condition(Kind.FRESH)[1] == "Fresh"
+    assert world.condition(Kind.CHAIN)[:2] == (True, "Accepted")

@@ -7,6 +7,7 @@ import pytest
 
 from istiod_ca_bridge.conditions import Kind
 from istiod_ca_bridge.errors import BridgeError, CorruptSecretError
+from istiod_ca_bridge.replica_report import report_of
 from istiod_ca_bridge.rotation import (
     SLACK,
     Facts,
@@ -342,6 +343,23 @@ async def test_a_namespace_without_both_roots_keeps_the_gate_closed_whatever_is_
     assert world.record.wish is Wish.NONE
     assert "shop" in world.record.answer
     assert world.store.secrets[KEY_SECRET] == old
+
+
+async def test_a_replica_that_lags_or_is_silent_keeps_both_gates_closed() -> None:
+    world = await Rotating.serving()
+    lagging = report_of("bridge-2", world.adopted[-1].chain, NOW + timedelta(days=900))
+    world.reports = (lagging,)
+    await world.prepare()
+    assert "trusted yet by replica bridge-2" in world.condition(Kind.ROTATING)[2]
+    assert world.record.distributed_at is None
+
+    world.reports = ()
+    await world.live()
+    await world.activate()
+    world.reports = (replace(lagging, at=NOW),)
+    await world.retire()
+    assert "replica bridge-2, silent since" in world.record.answer
+    assert len(world.keys.resident) == 2
 
 
 async def test_a_wish_before_its_time_is_taken_back_with_the_reason() -> None:

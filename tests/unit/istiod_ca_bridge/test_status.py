@@ -6,11 +6,26 @@ from datetime import timedelta
 
 import pytest
 
+from istiod_ca_bridge.authority import Authority, authority
+from istiod_ca_bridge.chain import checked_chain
 from istiod_ca_bridge.conditions import Conditions, Kind
 from istiod_ca_bridge.errors import ClusterUnavailableError
+from istiod_ca_bridge.replica_report import (
+    not_serving,
+    not_trusting,
+    parse_report,
+    report_of,
+)
 from istiod_ca_bridge.status_publisher import StatusPublisher
 from istiod_ca_bridge.status_record import Series
-from tests.unit.istiod_ca_bridge.doubles import NOW, recorded_log
+from tests.support import pki
+from tests.unit.istiod_ca_bridge.doubles import (
+    NOW,
+    ca_certificate,
+    local_signer,
+    pem,
+    recorded_log,
+)
 
 
 class Sink:
@@ -18,7 +33,7 @@ class Sink:
 
     def __init__(self) -> None:
         self.events: dict[str, Series] = {}
-        self.values: Mapping[str, str] = {}
+        self.values: dict[str, str] = {}
         self.writes = 0
         self.error: ClusterUnavailableError | None = None
 
@@ -27,10 +42,14 @@ class Sink:
             raise self.error
         self.events[series.name] = series
 
-    async def write(self, values: Mapping[str, str]) -> None:
+    async def write(self, values: Mapping[str, str | None]) -> None:
         if self.error:
             raise self.error
-        self.values = values
+        for key, value in values.items():
+            if value is None:
+                self.values.pop(key, None)
+            else:
+                self.values[key] = value
         self.writes += 1
 
 
@@ -42,16 +61,19 @@ class Desk:
         self.now = NOW
         self.time = 0.0
         self.leads = True
+        self.serving: Authority | None = None
         self.sink = Sink()
         self.conditions = Conditions(lambda: self.now)
         self.log, self.lines = recorded_log()
 
     async def run_until(self, condition: Callable[[], bool]) -> None:
         publisher = StatusPublisher(
+            "bridge-1",
             self.conditions,
-            lambda: "chain",
+            lambda: self.serving,
             self.sink,
             lambda: self.leads,
+            lambda: self.now,
             self.log,
             lambda: self.time,
         )
@@ -128,7 +150,7 @@ async def test_the_config_map_has_the_conditions_as_kubernetes_forms_them(desk: 
             "lastTransitionTime": f"{NOW:%FT%TZ}",
         }
     ]
-    assert desk.sink.values["cert-chain.pem"] == "chain"
+    assert desk.sink.values["cert-chain.pem"] == ""
 
 
 async def test_a_follower_posts_events_and_no_config_map(desk: Desk) -> None:
@@ -137,7 +159,61 @@ async def test_a_follower_posts_events_and_no_config_map(desk: Desk) -> None:
 
     await desk.run_until(lambda: bool(desk.sink.events))
 
-    assert desk.sink.writes == 0
+    assert desk.sink.values == {}
+
+
+def authority_now() -> Authority:
+    signer, root = local_signer(), pki.root()
+    chain = pem(ca_certificate(signer.public_key, root), root.certificate)
+    return authority(checked_chain(chain, signer.public_key, NOW), signer)
+
+
+async def test_each_replica_reports_what_it_serves_and_takes_it_back_at_its_end(
+    desk: Desk,
+) -> None:
+    desk.leads = False
+    desk.serving = authority_now()
+    seen: list[str] = []
+
+    def is_told() -> bool:
+        seen.extend(desk.sink.values.values())
+        return bool(seen)
+
+    await desk.run_until(is_told)
+
+    report = parse_report("bridge-1", seen[0])
+    assert report == report_of("bridge-1", desk.serving.chain, NOW)
+    assert desk.sink.values == {}
+
+
+async def test_the_leader_keeps_a_copy_of_the_chain_that_serves(desk: Desk) -> None:
+    desk.serving = authority_now()
+    await desk.run_until(lambda: bool(desk.sink.writes))
+
+    kept = desk.sink.values["cert-chain.pem"].encode()
+    assert checked_chain(kept, desk.serving.signer.public_key, NOW) == desk.serving.chain
+
+
+def test_a_replica_that_serves_otherwise_or_is_silent_or_reports_nonsense_is_named() -> None:
+    old, new = authority_now().chain, authority_now().chain
+    both = new.trusting(old.roots)
+    reports = (
+        report_of("fine", both, NOW),
+        report_of("behind", old, NOW),
+        report_of("silent", both, NOW - timedelta(minutes=3)),
+        parse_report("spoilt", "{nonsense"),
+    )
+    assert [it.split(",")[0] for it in not_trusting(reports, both, NOW)] == [
+        "replica behind",
+        "replica silent",
+        "replica spoilt",
+    ]
+    assert [it.split(",")[0] for it in not_serving(reports, both, NOW)] == [
+        "replica behind",
+        "replica silent",
+        "replica spoilt",
+    ]
+    assert not_trusting(reports[:1], both, NOW) == not_serving(reports[:1], both, NOW) == ()
 
 
 async def test_the_same_event_again_is_one_series(desk: Desk) -> None:
@@ -188,7 +264,10 @@ async def test_events_wait_while_the_api_server_is_away(desk: Desk) -> None:
 async def test_a_config_map_that_was_changed_by_hand_is_written_again(desk: Desk) -> None:
     def later() -> bool:
         if desk.sink.writes == 1:
-            desk.time += 61
+            desk.sink.values["conditions.json"] = "tampered"
+            desk.time += 21
         return desk.sink.writes == 2
 
     await desk.run_until(later)
+
+    assert desk.sink.values["conditions.json"] == "[]"
