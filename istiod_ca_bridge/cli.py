@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 
+from istiod_ca_bridge.ca_key import KeyMode
 from istiod_ca_bridge.config import Config, read_config, read_health_address
 from istiod_ca_bridge.errors import BridgeError, ConfigError
 from istiod_ca_bridge.health_probe import probe
@@ -23,7 +24,7 @@ from istiod_ca_bridge.log import event_log
 from istiod_ca_bridge.rotation import Wish
 from istiod_ca_bridge.rotation_commands import RotationCommands
 from istiod_ca_bridge.server import serve
-from istiod_ca_bridge.signer import KeyAlgorithm
+from istiod_ca_bridge.signer import RSA_BITS, KeyAlgorithm
 
 _ENVIRONMENT = """\
 environment (durations as 24h or 1h30m; lists by comma):
@@ -103,9 +104,14 @@ async def _rotation(config: Config, options: argparse.Namespace) -> str:
     match options.action:
         case "start":
             wanted = options.algorithm
-            return await commands.start(KeyAlgorithm(wanted) if wanted else config.key_algorithm)
+            algorithm = KeyAlgorithm(wanted) if wanted else config.key_algorithm
+            if config.key_mode is KeyMode.SEALED and algorithm not in RSA_BITS:
+                raise ConfigError("CA_KEY_MODE=sealed needs an RSA --algorithm")
+            return await commands.start(algorithm)
         case "activate":
             return await commands.ask(Wish.ACTIVATE)
+        case "abort":
+            return await commands.ask(Wish.ABORT)
         case "retire":
             return await commands.ask(
                 Wish.RETIRE_AND_DESTROY if options.destroy_old_key else Wish.RETIRE
@@ -150,6 +156,7 @@ def _add_rotation(
     start.add_argument("--algorithm", choices=[entry.value for entry in KeyAlgorithm])
     actions.add_parser("status", help="how far it is, and why it does not go on")
     actions.add_parser("activate", help="let the next key sign")
+    actions.add_parser("abort", help="give the next key up, before it signs, and destroy it")
     retire = actions.add_parser("retire", help="trust the old root no more")
     old_key = retire.add_mutually_exclusive_group(required=True)
     old_key.add_argument("--keep-old-key", action="store_true", help="leave it in the HSM")

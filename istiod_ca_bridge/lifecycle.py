@@ -155,45 +155,54 @@ class Lifecycle:
             if rotation and slot is not ACTIVE
             else (await self._store.read(slot.certificate) or {}).get(CHAIN_KEY, b"")
         )
-        key = await self._open_key(slot, is_certified=bool(pem))
-        offer = _Offer(key.values, pem, rotation.further_roots if rotation else b"")
+        key, fault = await self._open_key(slot, is_certified=bool(pem))
+        try:
+            await self._serve(slot, key, pem, rotation.further_roots if rotation else b"")
+        except KeyServiceUnavailableError as error:
+            fault = fault or (_word_of(error), _full(error))
+            raise
+        finally:
+            reason, message = fault or ("Available", f"{slot.key} holds the CA key")
+            self._set(Kind.KEY, reason, message, status=fault is None)
+
+    async def _serve(self, slot: Slot, key: _OpenKey, pem: bytes, further_roots: bytes) -> None:
+        offer = _Offer(key.values, pem, further_roots)
         if not pem:
             if self._served is not None:
                 raise RefusedChainError(f"{slot.certificate} is gone; the CA keeps its chain")
             self._set(Kind.CHAIN, "Waiting", f"waits for {slot.certificate}", status=False)
-        elif offer != self._served:
-            further = roots_in(offer.further_roots) if offer.further_roots else ()
+            return
+        if offer != self._served:
+            further = roots_in(further_roots) if further_roots else ()
             chain = await self._check.accepted(pem, key.signer.public_key, further)
             self._serving = authority(chain, key.signer)
             self._served = offer
             self._adopt(self._serving)
             self._tell(chain)
-        if pem and self._serving is not None:
+        if self._serving is not None:
             until = self._serving.not_after
             self._set(Kind.CHAIN, "Accepted", f"serves until {until:%FT%TZ}", status=True)
 
-    async def _open_key(self, slot: Slot, *, is_certified: bool) -> _OpenKey:
-        """Return the key of the Secret; the one that is open when that cannot be used."""
+    async def _open_key(
+        self, slot: Slot, *, is_certified: bool
+    ) -> tuple[_OpenKey, tuple[str, str] | None]:
+        """Return the key of the Secret; when that cannot be used, the one that is open, and why."""
         values = await self._store.read(slot.key)
         if values is not None:
             self._looks_without_key = 0
-        if self._key is not None and values == self._key.values:
-            self._set(Kind.KEY, "Available", f"{slot.key} holds the CA key", status=True)
-            self._told.pop("ca_key.secret_unusable", None)
-            return self._key
-        try:
-            self._key = await self._opened(slot, values)
-        except (CorruptSecretError, ConfigError) as error:
-            if self._key is None:
-                raise
-            self._trouble("ca_key.secret_unusable", error)
-            reason = "SecretMissing" if values is None else "SecretUnusable"
-            self._set(Kind.KEY, reason, _full(error), status=False)
-            if values is None and is_certified:
-                await self._restore(slot, self._key)
-        else:
-            self._set(Kind.KEY, "Available", f"{slot.key} holds the CA key", status=True)
-        return self._key
+        if self._key is None or values != self._key.values:
+            try:
+                self._key = await self._opened(slot, values)
+            except (CorruptSecretError, ConfigError) as error:
+                if self._key is None:
+                    raise
+                self._trouble("ca_key.secret_unusable", error)
+                if values is None and is_certified:
+                    await self._restore(slot, self._key)
+                word = "SecretMissing" if values is None else "SecretUnusable"
+                return self._key, (word, _full(error))
+        self._told.pop("ca_key.secret_unusable", None)
+        return self._key, None
 
     async def _opened(self, slot: Slot, values: Mapping[str, bytes] | None) -> _OpenKey:
         if values is None:
@@ -245,7 +254,8 @@ class Lifecycle:
             self._set(Kind.CHAIN, "Refused", _full(error), status=False)
         except BridgeError as error:
             self._trouble(event, error)
-            self._blame(error)
+            if step == self._look:
+                self._blame(error)
         else:
             self._told.pop(event, None)
             if step == self._look:
@@ -275,9 +285,7 @@ class Lifecycle:
 
     def _blame(self, error: BridgeError) -> None:
         if isinstance(error, KeyServiceUnavailableError):
-            lacks = isinstance(error, KeyServiceNotPreparedError)
-            reason = "NotPrepared" if lacks else "HsmUnavailable"
-            self._set(Kind.KEY, reason, _full(error), status=False)
+            self._set(Kind.KEY, _word_of(error), _full(error), status=False)
 
     def _set(self, kind: Kind, reason: str, message: str, *, status: bool) -> None:
         self._conditions.set(kind, reason, message, status=status)
@@ -291,3 +299,7 @@ class Lifecycle:
 
 def _full(error: BridgeError) -> str:
     return f"{error} ({error.hint})" if error.hint else str(error)
+
+
+def _word_of(error: KeyServiceUnavailableError) -> str:
+    return "NotPrepared" if isinstance(error, KeyServiceNotPreparedError) else "HsmUnavailable"

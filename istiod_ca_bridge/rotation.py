@@ -4,7 +4,7 @@
     DISTRIBUTE  its chain is verified and frozen here; both roots go to everyone
     ACTIVATE    the one write that decides: the next key signs; the Secrets are moved
     OVERLAP     the Secrets hold the new key; the old root is still trusted
-    RETIRE      the old root is trusted no more; what is left of the old key is cleared away
+    RETIRE      one root is trusted no more; what is left of its key is cleared away
 
 The record is one Secret, so that each change of phase is one write. A wish of the operator is
 answered once: it is done, or taken back with the reason.
@@ -47,6 +47,8 @@ class Wish(Enum):
     """And keep the old key in the HSM."""
 
     RETIRE_AND_DESTROY = "retire-and-destroy"
+    ABORT = "abort"
+    """Before the next key signs: give it up, and destroy it."""
 
 
 class Step(Enum):
@@ -60,7 +62,8 @@ class Step(Enum):
     SETTLE = "move the Secrets"
     CLEAR_NEXT = "clear away the next key's Secrets"
     RETIRE = "trust the old root no more"
-    FINISH = "clear away the old key"
+    ABORT = "give the next key up"
+    FINISH = "clear away what is left"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,8 @@ class Facts:
 
 def next_step(rotation: Rotation, facts: Facts) -> Step | Gate:
     """Return what is to be done now, or why nothing is."""
+    if rotation.wish is Wish.ABORT and rotation.phase in {Phase.PREPARE, Phase.DISTRIBUTE}:
+        return Step.ABORT
     match rotation.phase:
         case Phase.PREPARE:
             return _prepare(facts)
@@ -156,6 +161,8 @@ def next_step(rotation: Rotation, facts: Facts) -> Step | Gate:
             return _distribute(rotation, facts)
         case Phase.ACTIVATE:
             return Step.SETTLE
+        case Phase.OVERLAP if rotation.wish is Wish.ABORT:
+            return Gate("it is too late to abort: the next key signs")
         case Phase.OVERLAP:
             return _overlap(rotation, facts)
         case Phase.RETIRE:

@@ -227,8 +227,7 @@ class RotationKeeper:
             case Step.SETTLE:
                 await self._settle(rotation)
             case Step.CLEAR_NEXT:
-                for name in (NEXT.certificate, NEXT.csr, NEXT.key):
-                    await self._store.delete(name)
+                await self._clear_next()
             case Step.FINISH:
                 await self._finish(rotation)
             case _:
@@ -253,7 +252,7 @@ class RotationKeeper:
                 old_roots=serving.roots_pem.encode(),
                 old_expires_at=serving.not_after,
             )
-        assert step is Step.RETIRE  # noqa: S101 - there is no other
+        assert step in {Step.RETIRE, Step.ABORT}  # noqa: S101 - there is no other
         return replace(rotation, phase=Phase.RETIRE, answer="")
 
     async def _settle(self, rotation: Rotation) -> None:
@@ -282,30 +281,37 @@ class RotationKeeper:
             await self._store.replace(name, before, values)
 
     async def _finish(self, rotation: Rotation) -> None:
-        if rotation.wish is Wish.RETIRE_AND_DESTROY:
-            await self._destroy_old_key()
+        if rotation.wish is Wish.ABORT:
+            await self._destroy(NEXT.key)
+            await self._clear_next()
+        elif rotation.wish is Wish.RETIRE_AND_DESTROY:
+            await self._destroy(PREVIOUS_KEY_SECRET)
+            await self._store.delete(PREVIOUS_KEY_SECRET)
         await self._store.delete(ROTATION_SECRET)
-        self._conditions.happened("RotationFinished", "the old root is trusted no more")
-
-    async def _destroy_old_key(self) -> None:
-        values = await self._store.read(PREVIOUS_KEY_SECRET)
-        if values is None:
-            return
-        old = key_record(values, PREVIOUS_KEY_SECRET)
-        active = key_record(await self._store.read(ACTIVE.key) or {}, ACTIVE.key)
-        if isinstance(old, ResidentKey):
-            if isinstance(active, ResidentKey) and active.key_id == old.key_id:
-                raise BridgeError(
-                    f"{PREVIOUS_KEY_SECRET} names the key that serves; it is not destroyed",
-                    hint=f"delete {PREVIOUS_KEY_SECRET}",
-                )
-            await self._keys.destroy_resident(old)
-        await self._store.delete(PREVIOUS_KEY_SECRET)
-        self._log.warning(
-            "ca_rotation.old_key_destroyed",
-            key_id=old.key_id if isinstance(old, ResidentKey) else "sealed",
+        self._conditions.happened(
+            "RotationAborted" if rotation.wish is Wish.ABORT else "RotationFinished",
+            "one root alone is trusted again",
         )
-        self._conditions.happened("OldKeyDestroyed", "the old CA key is gone for good")
+
+    async def _clear_next(self) -> None:
+        for name in (NEXT.certificate, NEXT.csr, NEXT.key):
+            await self._store.delete(name)
+
+    async def _destroy(self, secret: str) -> None:
+        """Destroy the key in the HSM that a Secret names; never the active one."""
+        values = await self._store.read(secret)
+        doomed = key_record(values, secret) if values is not None else None
+        if not isinstance(doomed, ResidentKey):
+            return  # a sealed key is gone with its Secret
+        active = key_record(await self._store.read(ACTIVE.key) or {}, ACTIVE.key)
+        if isinstance(active, ResidentKey) and active.key_id == doomed.key_id:
+            raise BridgeError(
+                f"{secret} names the key that serves; it is not destroyed",
+                hint=f"delete {secret}",
+            )
+        await self._keys.destroy_resident(doomed)
+        self._log.warning("ca_rotation.key_destroyed", key_id=doomed.key_id)
+        self._conditions.happened("KeyDestroyed", f"{doomed.key_id} is gone from the HSM for good")
 
     async def _write(self, rotation: Rotation) -> None:
         """Write the record over the state that was read, or not at all."""

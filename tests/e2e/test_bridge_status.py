@@ -4,12 +4,15 @@ import base64
 import secrets
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from kubernetes import client
 
 from tests.e2e import bridge_replicas
 from tests.e2e.bridge_replicas import Replicas
 from tests.integration.istiod_ca_bridge import harness
+from tests.integration.istiod_ca_bridge.cluster_harness import ACCOUNT
 from tests.support import pki
 from tests.support.kube import KubeCluster
 
@@ -156,3 +159,21 @@ def test_while_the_api_server_is_away_those_with_a_certificate_are_served(
     site.offer("istio-ca-cert", good_chain(site, timedelta(days=60)))
     site.wait_until(lambda: site.workload().chain[1] != holder.chain[1], "the new chain")
     site.await_leader()
+
+
+def test_without_rights_on_leases_and_events_it_comes_to_serve_and_names_what_it_lacks(
+    kube: KubeCluster, namespace: str, tmp_path: Path
+) -> None:
+    settings = {"PUBLISH_ROOT_CERT": "false", "ISTIOD_TLS": "false"}
+    with bridge_replicas.replicas(kube, namespace, tmp_path, settings) as site:
+        rbac = client.RbacAuthorizationV1Api(kube.admin_client())
+        role = rbac.read_namespaced_role(ACCOUNT, namespace)
+        role.rules = [it for it in role.rules or [] if (it.api_groups or [""])[0] == ""]
+        rbac.replace_namespaced_role(ACCOUNT, namespace, role)
+        site.start()
+        site.offer("istio-ca-cert", good_chain(site))
+        site.await_serving()
+        site.workload()
+
+        assert "grant get on leases istiod-ca-bridge" in site.log
+        site.wait_until(lambda: "grant create on events" in site.log, "the right that lacks")

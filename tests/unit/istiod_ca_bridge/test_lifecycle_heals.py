@@ -190,3 +190,24 @@ async def test_a_clock_that_jumps_and_comes_back_leaves_all_as_it_was(jump: time
     assert world.store.secrets == before
     assert world.condition(Kind.FRESH)[1] == "Fresh"
     assert world.condition(Kind.CHAIN)[:2] == (True, "Accepted")
+
+
+async def test_the_hsm_away_while_a_chain_is_offered_is_one_event_not_many() -> None:
+    world = await serving()
+    new = await world.offer(life=timedelta(days=60))
+
+    async def away(certificates: list[bytes]) -> None:
+        del certificates
+        raise KeyServiceUnavailableError("the plugin cannot be reached")
+
+    right = world.keys.verify_chain
+    world.store.secrets[CERTIFICATE_SECRET] = {"cert-chain.pem": new}
+    world.happened()
+    world.keys.verify_chain = away  # type: ignore[method-assign]
+    await world.rounds(6)
+    assert world.happened().count("HsmUnavailable") == 1
+    assert world.condition(Kind.KEY)[:2] == (False, "HsmUnavailable")
+
+    world.keys.verify_chain = right  # type: ignore[method-assign]
+    await world.rounds()
+    assert world.condition(Kind.KEY)[:2] == (True, "Available")

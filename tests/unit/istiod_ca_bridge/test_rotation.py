@@ -89,6 +89,8 @@ def rotation(
             Step.RETIRE,
         ),
         (rotation(Phase.RETIRE), GONE, Step.FINISH),
+        (rotation(Phase.PREPARE, wish=Wish.ABORT), Facts(NOW), Step.ABORT),
+        (rotation(Phase.DISTRIBUTE, wish=Wish.ABORT), READY, Step.ABORT),
     ],
 )
 def test_when_the_facts_allow_it_the_next_step_is_taken(
@@ -115,6 +117,7 @@ _MAY_RETIRE = rotation(Phase.OVERLAP, wish=Wish.RETIRE, activated=LONG_AFTER)
         (replace(_MAY, wish=Wish.RETIRE), READY, "rotation activate"),
         (replace(_MAY_RETIRE, activated_at=NOW - _SOON), GONE, "may be valid"),
         (replace(_MAY_RETIRE, activated_at=None), GONE, "does not say"),
+        (replace(_MAY_RETIRE, wish=Wish.ABORT), GONE, "too late"),
         (replace(_MAY_RETIRE, wish=Wish.NONE), GONE, "rotation retire"),
         (replace(_MAY_RETIRE, wish=Wish.ACTIVATE), GONE, "rotation retire"),
         (_MAY_RETIRE, replace(GONE, served_by_old=("istiod-tls",)), "served by istiod-tls"),
@@ -274,6 +277,24 @@ async def test_the_old_key_is_kept_when_the_operator_says_so_and_named_until_it_
     assert PREVIOUS_KEY_SECRET in world.store.secrets
     with pytest.raises(BridgeError, match=PREVIOUS_KEY_SECRET):
         await world.operator().start(KeyAlgorithm.ECDSA_P256)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("die_at", range(-1, 6))
+async def test_an_abort_leaves_what_was_before_wherever_it_is_killed(
+    die_at: int, *, after: bool
+) -> None:
+    world = await Rotating.serving()
+    before = {name: dict(values) for name, values in world.store.secrets.items()}
+    await world.prepare()
+    world.wish(Wish.ABORT)
+    world.mortal(die_at if die_at >= 0 else 10_000, after=after)
+    await world.live()
+
+    assert world.deaths == (die_at >= 0)
+    assert world.store.secrets == before
+    assert list(world.keys.resident) == [before[KEY_SECRET]["key-id"].decode()]
+    assert world.roots() == ["Mesh Root"]
 
 
 async def test_a_key_is_rotated_under_the_same_root() -> None:
