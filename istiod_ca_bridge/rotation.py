@@ -161,8 +161,6 @@ def next_step(rotation: Rotation, facts: Facts) -> Step | Gate:
             return _distribute(rotation, facts)
         case Phase.ACTIVATE:
             return Step.SETTLE
-        case Phase.OVERLAP if rotation.wish is Wish.ABORT:
-            return Gate("it is too late to abort: the next key signs")
         case Phase.OVERLAP:
             return _overlap(rotation, facts)
         case Phase.RETIRE:
@@ -213,11 +211,11 @@ def _untrusting(facts: Facts) -> Gate | None:
 def _overlap(rotation: Rotation, facts: Facts) -> Step | Gate:
     if facts.has_next_key or facts.has_next_csr:
         return Step.CLEAR_NEXT
-    if rotation.activated_at is None:
-        return Gate("the record does not say when the key was activated")
+    if rotation.wish is Wish.ABORT:
+        return Gate("it is too late to abort: the next key signs")
     if facts.served_by_old:
         return Gate(f"the old key's certificate is still served by {facts.served_by_old[0]}")
-    may_at = rotation.activated_at + rotation.longest_lifetime + SLACK
+    may_at = (rotation.activated_at or facts.now) + rotation.longest_lifetime + SLACK
     if rotation.old_expires_at is not None:
         may_at = min(may_at, rotation.old_expires_at + SLACK)
     if facts.now < may_at:

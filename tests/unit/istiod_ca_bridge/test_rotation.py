@@ -116,7 +116,7 @@ _MAY_RETIRE = rotation(Phase.OVERLAP, wish=Wish.RETIRE, activated=LONG_AFTER)
         (replace(_MAY, wish=Wish.NONE), READY, "rotation activate"),
         (replace(_MAY, wish=Wish.RETIRE), READY, "rotation activate"),
         (replace(_MAY_RETIRE, activated_at=NOW - _SOON), GONE, "may be valid"),
-        (replace(_MAY_RETIRE, activated_at=None), GONE, "does not say"),
+        (replace(_MAY_RETIRE, activated_at=None), GONE, "may be valid"),
         (replace(_MAY_RETIRE, wish=Wish.ABORT), GONE, "too late"),
         (replace(_MAY_RETIRE, wish=Wish.NONE), GONE, "rotation retire"),
         (replace(_MAY_RETIRE, wish=Wish.ACTIVATE), GONE, "rotation retire"),
