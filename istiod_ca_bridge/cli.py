@@ -20,6 +20,7 @@ from istiod_ca_bridge.errors import BridgeError, ConfigError
 from istiod_ca_bridge.health_probe import probe
 from istiod_ca_bridge.kube import kubernetes_store
 from istiod_ca_bridge.kube_client import connect
+from istiod_ca_bridge.kube_status import KubernetesStatus
 from istiod_ca_bridge.log import event_log
 from istiod_ca_bridge.rotation import Wish
 from istiod_ca_bridge.rotation_commands import RotationCommands
@@ -96,10 +97,12 @@ async def _serve(config: Config) -> None:
 async def _rotation(config: Config, options: argparse.Namespace) -> str:
     if config.store_directory is not None:
         raise ConfigError("a rotation needs BRIDGE_STORE=kubernetes")
+    cluster = connect(config.kubeconfig)
     commands = RotationCommands(
-        kubernetes_store(connect(config.kubeconfig), config.namespace),
+        kubernetes_store(cluster, config.namespace),
         lambda: datetime.now(UTC),
         config.ttl.maximum,
+        KubernetesStatus(cluster, config.namespace, config.pod_name, config.pod_uid).messages,
     )
     match options.action:
         case "start":

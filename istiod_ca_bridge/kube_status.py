@@ -9,7 +9,12 @@ from kubernetes import client
 
 from istiod_ca_bridge.kube_client import FAILURES, TIMEOUT_SECONDS, Cluster, unavailable
 from istiod_ca_bridge.replica_report import KEY_PREFIX, ReplicaReport, parse_report
-from istiod_ca_bridge.status_record import STATUS_CONFIG_MAP, Series
+from istiod_ca_bridge.status_record import (
+    CONDITIONS_KEY,
+    STATUS_CONFIG_MAP,
+    Series,
+    messages_of,
+)
 from istiod_ca_bridge.store import CERTIFICATE_SECRET
 
 _CONTROLLER = "istio-hsm/istiod-ca-bridge"
@@ -80,6 +85,18 @@ class KubernetesStatus:
 
     async def reports(self) -> tuple[ReplicaReport, ...]:
         """Return what each replica serves, less those whose pod is gone."""
+        reports = [
+            parse_report(key.removeprefix(KEY_PREFIX), text)
+            for key, text in sorted((await self._held()).items())
+            if key.startswith(KEY_PREFIX)
+        ]
+        return tuple([it for it in reports if await self._has_pod(it.replica)])
+
+    async def messages(self) -> dict[str, str]:
+        """Return the message of each condition that the leader told, by its type."""
+        return messages_of((await self._held()).get(CONDITIONS_KEY, ""))
+
+    async def _held(self) -> Mapping[str, str]:
         try:
             found: Any = await self._cluster.call(
                 functools.partial(
@@ -91,14 +108,9 @@ class KubernetesStatus:
             )
         except FAILURES as error:
             if getattr(error, "status", None) == _GONE:
-                return ()
+                return {}
             raise unavailable("get", f"configmaps {STATUS_CONFIG_MAP}", error) from None
-        reports = [
-            parse_report(key.removeprefix(KEY_PREFIX), text)
-            for key, text in sorted((found.data or {}).items())
-            if key.startswith(KEY_PREFIX)
-        ]
-        return tuple([it for it in reports if await self._has_pod(it.replica)])
+        return found.data or {}
 
     async def _has_pod(self, name: str) -> bool:
         try:

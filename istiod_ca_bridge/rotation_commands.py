@@ -2,10 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from istiod_ca_bridge.conditions import Kind
 from istiod_ca_bridge.errors import BridgeError, SecretExistsError
 from istiod_ca_bridge.rotation import Phase, Rotation, Wish, rotation_of
 from istiod_ca_bridge.signer import KeyAlgorithm
@@ -21,6 +22,9 @@ class RotationCommands:
     store: VersionedStore
     clock: Callable[[], datetime]
     longest_lifetime: timedelta
+    messages: Callable[[], Awaitable[Mapping[str, str]]]
+    """What the leader tells, by the type of the condition."""
+
     patience: timedelta = timedelta(seconds=60)
 
     async def start(self, algorithm: KeyAlgorithm) -> str:
@@ -38,7 +42,7 @@ class RotationCommands:
         return f"started; the next key's CSR will be in {NEXT.csr}"
 
     async def status(self) -> str:
-        """Return the record as JSON, less what is long."""
+        """Return the record as JSON, less what is long, and why it does not go on."""
         rotation = await self._rotation()
         if rotation is None:
             return json.dumps({"phase": "none"}, indent=2)
@@ -47,7 +51,8 @@ class RotationCommands:
             for key, value in rotation.values().items()
             if value and not key.endswith(".pem")
         }
-        return json.dumps(texts, indent=2)
+        waits_for = (await self.messages()).get(Kind.ROTATING.value, "")
+        return json.dumps(texts | {"waits-for": waits_for}, indent=2)
 
     async def ask(self, wish: Wish) -> str:
         """Have the leader grant the wish, and wait for its answer."""

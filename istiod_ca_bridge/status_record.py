@@ -44,3 +44,11 @@ def status_values(conditions: Iterable[Condition], chain_pem: str) -> dict[str, 
     """Return the ConfigMap's values."""
     listed = [condition.as_json() for condition in conditions]
     return {CONDITIONS_KEY: json.dumps(listed, indent=2), CHAIN_KEY: chain_pem}
+
+
+def messages_of(text: str) -> dict[str, str]:
+    """Return the messages in conditions.json by their types; none when it cannot be read."""
+    try:
+        return {str(entry["type"]): str(entry["message"]) for entry in json.loads(text)}
+    except (ValueError, KeyError, TypeError):
+        return {}

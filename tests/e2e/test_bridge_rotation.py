@@ -3,6 +3,7 @@
 One story, told once: from nothing to serving, and a rotation of key and root.
 """
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def rotate(site: Replicas, before: harness.Workload, folder: Path) -> None:
         lambda: "refuses the chain" in site.conditions().get("Rotating", {}).get("message", ""),
         "the reason: the root is not imported",
     )
+    assert "refuses the chain" in json.loads(site.rotation("status").stdout)["waits-for"]
     harness.prepare(site.hsm, root)
 
     # Both roots are trusted, the old key signs.

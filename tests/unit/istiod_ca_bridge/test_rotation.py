@@ -1,5 +1,6 @@
 """The rotation's decisions on facts, and the whole way, killed at each of its effects."""
 
+import json
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -175,8 +176,11 @@ class Rotating(World):
         return world
 
     def operator(self) -> RotationCommands:
+        async def messages() -> dict[str, str]:
+            return {it.kind.value: it.message for it in self.conditions.current()}
+
         return RotationCommands(
-            self.store, lambda: self.now, LONGEST, patience=timedelta(seconds=0.5)
+            self.store, lambda: self.now, LONGEST, messages, patience=timedelta(seconds=0.5)
         )
 
     @property
@@ -493,4 +497,7 @@ async def test_what_cannot_be_asked_for_is_told_with_a_hint() -> None:
         await world.operator().start(KeyAlgorithm.ECDSA_P256)
     with pytest.raises(BridgeError, match="has not answered"):
         await world.operator().ask(Wish.ACTIVATE)
-    assert '"phase": "prepare"' in await world.operator().status()
+    await world.live()
+    status = json.loads(await world.operator().status())
+    assert status["phase"] == "prepare"
+    assert "istio-ca-cert-csr-next" in status["waits-for"]

@@ -17,7 +17,7 @@ from istiod_ca_bridge.replica_report import (
     report_of,
 )
 from istiod_ca_bridge.status_publisher import StatusPublisher
-from istiod_ca_bridge.status_record import Series
+from istiod_ca_bridge.status_record import Series, messages_of
 from tests.support import pki
 from tests.unit.istiod_ca_bridge.doubles import (
     NOW,
@@ -151,6 +151,8 @@ async def test_the_config_map_has_the_conditions_as_kubernetes_forms_them(desk: 
         }
     ]
     assert desk.sink.values["cert-chain.pem"] == ""
+    assert messages_of(desk.sink.values["conditions.json"]) == {"ChainAccepted": "not our key"}
+    assert messages_of("{nonsense") == messages_of('[{"type": 1}]') == {}
 
 
 async def test_a_follower_posts_events_and_no_config_map(desk: Desk) -> None:
