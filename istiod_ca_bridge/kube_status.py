@@ -134,11 +134,11 @@ class KubernetesStatus:
             "patch": functools.partial(self._patch, values),
             "create": functools.partial(self._create, values),
         }
-        for verb in ("patch", "create"):
+        for verb in ("patch", "create", "patch"):  # another replica may create it meanwhile
             try:
                 await self._cluster.call(calls[verb])
             except FAILURES as error:
-                if getattr(error, "status", None) == _GONE and verb == "patch":
+                if getattr(error, "status", None) in {_GONE, _EXISTS}:
                     continue
                 raise unavailable(verb, f"configmaps {STATUS_CONFIG_MAP}", error) from None
             else:
