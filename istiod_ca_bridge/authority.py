@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from istiod_ca_bridge.chain import CaChain, pem_of
 from istiod_ca_bridge.issue import Issuer, issuer
@@ -48,7 +49,9 @@ class Authority:
 
 def authority(chain: CaChain, signer: Signer) -> Authority:
     """Return the authority of a verified chain."""
-    tail = (*(pem_of(entry) for entry in chain.intermediates), pem_of(*chain.roots))
+    # In an order of their own, so that who trusts the same holds the same, whichever key signs.
+    roots = sorted(chain.roots, key=lambda root: root.fingerprint(hashes.SHA256()))
+    tail = (*(pem_of(entry) for entry in chain.intermediates), pem_of(*roots))
     return Authority(chain, issuer(chain.ca, signer), tail)
 
 

@@ -5,6 +5,7 @@ know: that the first certificate is of our key, and that the leaves we issue wil
 """
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,6 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from istiod_ca_bridge.der import MALFORMED
 from istiod_ca_bridge.errors import RefusedChainError
+from istiod_ca_bridge.name_constraints import IssuedNames, check_name_constraints
 from istiod_ca_bridge.signer import PublicKey, key_der
 
 MAX_CERTIFICATES = 16
@@ -28,8 +30,10 @@ _UNDERSTOOD = {
     ExtensionOID.EXTENDED_KEY_USAGE,
     ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
     ExtensionOID.CERTIFICATE_POLICIES,
+    ExtensionOID.NAME_CONSTRAINTS,
 }
 _MESH_USAGES = {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
+_NO_NAMES = IssuedNames()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +57,18 @@ class CaChain:
         path = (*self.intermediates, self.roots[0])
         return min(entry.not_valid_after_utc for entry in path)
 
+    def trusting(self, roots: Iterable[x509.Certificate]) -> "CaChain":
+        """Return the same path with further roots, each once."""
+        return CaChain(self.intermediates, tuple(dict.fromkeys((*self.roots, *roots))))
 
-def checked_chain(pem: bytes, public_key: PublicKey, now: datetime) -> CaChain:
-    """Return the chain when this CA may serve with it; RefusedChainError says why not."""
+
+def checked_chain(
+    pem: bytes, public_key: PublicKey, now: datetime, names: IssuedNames = _NO_NAMES
+) -> CaChain:
+    """Return the chain when this CA may serve with it; RefusedChainError says why not.
+
+    `names`: what will be issued under it.
+    """
     chain = _split(_read(pem), public_key)
     path = (*chain.intermediates, chain.roots[0])
     for below, certificate in enumerate(path):
@@ -66,7 +79,13 @@ def checked_chain(pem: bytes, public_key: PublicKey, now: datetime) -> CaChain:
         _check_signature(certificate, issuer)
     for root in chain.roots:
         _check_signature(root, root)
+    check_name_constraints(path, names)
     return chain
+
+
+def roots_in(pem: bytes) -> tuple[x509.Certificate, ...]:
+    """Return the self-issued certificates of a PEM text; RefusedChainError when it is malformed."""
+    return tuple(entry for entry in _read(pem) if entry.subject == entry.issuer)
 
 
 def pem_of(*certificates: x509.Certificate) -> str:

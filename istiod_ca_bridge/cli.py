@@ -1,4 +1,4 @@
-"""The command line: `serve`, `health` for probes, `log verify` for auditors.
+"""The command line: `serve`, `health` for probes, `log`, `revoke` and `rotation` for people.
 
 Exit codes: 0 stopped in order, or healthy; 1 an operator must act, or not healthy; 2 the command
 or its settings are wrong.
@@ -15,13 +15,20 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from istiod_ca_bridge.ca_key import KeyMode
 from istiod_ca_bridge.config import Config, read_config, read_health_address
 from istiod_ca_bridge.errors import BridgeError, ConfigError
 from istiod_ca_bridge.health_probe import probe
 from istiod_ca_bridge.issuance_verify import verify
+from istiod_ca_bridge.kube import kubernetes_store
+from istiod_ca_bridge.kube_client import connect
+from istiod_ca_bridge.kube_status import KubernetesStatus
 from istiod_ca_bridge.log import event_log
 from istiod_ca_bridge.revoke_command import run_revoke
+from istiod_ca_bridge.rotation import Wish
+from istiod_ca_bridge.rotation_commands import RotationCommands
 from istiod_ca_bridge.server import serve
+from istiod_ca_bridge.signer import RSA_BITS, KeyAlgorithm
 
 _ENVIRONMENT = """\
 environment (durations as 24h or 1h30m; lists by comma):
@@ -37,6 +44,8 @@ environment (durations as 24h or 1h30m; lists by comma):
   CA_KEY_ALGORITHM           rsa-2048 (default), rsa-3072, rsa-4096, ecdsa-p256, ecdsa-p384
   TRUST_DOMAIN               SPIFFE trust domain (cluster.local)
   TRUST_DOMAIN_ALIASES       other names of it: their certificates are renewed into it
+  CA_RENEW_BEFORE            when to ask for a new CA certificate: a part of its life (33%), or
+                             a duration before its end
   CLUSTER_ID                 the cluster whose tokens are accepted (Kubernetes)
   REMOTE_CLUSTERS            true: tokens of clusters that remote secrets name (false)
   CA_TRUSTED_NODE_ACCOUNTS   namespace/ServiceAccount of ambient's node agents, by comma
@@ -73,6 +82,8 @@ environment (durations as 24h or 1h30m; lists by comma):
   CERT_SIGNER_NAMES          names of our signers in that domain; required
   CSR_REQUESTORS             <namespace>/<service account> of each istiod (by ISTIO_REVISIONS)
   CSR_DNS_NAMES              further names of istiod, such as its ISTIOD_CUSTOM_HOST
+  POD_NAME, POD_UID          of this pod: who the Events are about, who leads
+  LEADER_LEASE_DURATION      how long a leader may be silent before another writes (15s)
   DRAIN_DURATION             how long requests may end after SIGTERM (10s)
   LOG_FORMAT                 text (default) or json
 """
@@ -82,16 +93,19 @@ _PR_SET_DUMPABLE = 4
 def run(arguments: Sequence[str]) -> int:
     """Return the exit code."""
     options = _parser().parse_args(arguments)
+    command: str = options.command
     _protect_memory()
     try:
-        if options.command == "health":
+        if command == "health":
             probe(read_health_address())
-        elif options.command == "revoke":
+        elif command == "revoke":
             sys.stdout.write(
                 run_revoke(read_config(), options.targets, options.reason, options.log)
             )
-        elif options.command == "log":
+        elif command == "log":
             _tell_of_log(options.files, options.ca)
+        elif command == "rotation":
+            sys.stdout.write(asyncio.run(_rotation(read_config(), options)) + "\n")
         else:
             asyncio.run(_serve(read_config()))
     except BridgeError as error:
@@ -110,6 +124,35 @@ async def _serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await serve(config, lambda: datetime.now(UTC), event_log(config.log_format), stop)
+
+
+async def _rotation(config: Config, options: argparse.Namespace) -> str:
+    if config.store_directory is not None:
+        raise ConfigError("a rotation needs BRIDGE_STORE=kubernetes")
+    cluster = connect(config.kubeconfig)
+    commands = RotationCommands(
+        kubernetes_store(cluster, config.namespace),
+        lambda: datetime.now(UTC),
+        config.ttl.maximum,
+        KubernetesStatus(cluster, config.namespace, config.pod_name, config.pod_uid).messages,
+    )
+    match options.action:
+        case "start":
+            wanted = options.algorithm
+            algorithm = KeyAlgorithm(wanted) if wanted else config.key_algorithm
+            if config.key_mode is KeyMode.SEALED and algorithm not in RSA_BITS:
+                raise ConfigError("CA_KEY_MODE=sealed needs an RSA --algorithm")
+            return await commands.start(algorithm)
+        case "activate":
+            return await commands.ask(Wish.ACTIVATE)
+        case "abort":
+            return await commands.ask(Wish.ABORT)
+        case "retire":
+            return await commands.ask(
+                Wish.RETIRE_AND_DESTROY if options.destroy_old_key else Wish.RETIRE
+            )
+        case _:
+            return await commands.status()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -166,6 +209,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="issuance logs, which say what an identity has",
     )
+    _add_rotation(commands)
     return parser
 
 
@@ -182,6 +226,27 @@ def _tell_of_log(files: Sequence[Path], ca: Path | None) -> None:
         sys.stdout.write(f"checkpoint key sha256:{key}\n")
     if ca is None:
         sys.stdout.write("whose key that is was not checked: name the CA's certificate by --ca\n")
+
+
+def _add_rotation(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> None:
+    rotation = commands.add_parser(
+        "rotation",
+        help="replace the CA key, and its root, step by step",
+        description="Ask the leading bridge for the next step of a rotation of the CA key. "
+        "The settings are those of `serve`.",
+    )
+    actions = rotation.add_subparsers(dest="action", required=True, metavar="ACTION")
+    start = actions.add_parser("start", help="make the next key and its CSR")
+    start.add_argument("--algorithm", choices=[entry.value for entry in KeyAlgorithm])
+    actions.add_parser("status", help="how far it is, and why it does not go on")
+    actions.add_parser("activate", help="let the next key sign")
+    actions.add_parser("abort", help="give the next key up, before it signs, and destroy it")
+    retire = actions.add_parser("retire", help="trust the old root no more")
+    old_key = retire.add_mutually_exclusive_group(required=True)
+    old_key.add_argument("--keep-old-key", action="store_true", help="leave it in the HSM")
+    old_key.add_argument("--destroy-old-key", action="store_true", help="for good")
 
 
 def _protect_memory() -> None:

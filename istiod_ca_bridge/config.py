@@ -8,11 +8,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from istiod_ca_bridge.ca_key import KeyMode
 from istiod_ca_bridge.errors import BridgeError, ConfigError
 from istiod_ca_bridge.identity import check_trust_domain
 from istiod_ca_bridge.issuance_log import IssuanceLogSettings
 from istiod_ca_bridge.istiod_tls import istiod_names
-from istiod_ca_bridge.lifecycle import KeyMode
 from istiod_ca_bridge.mode import BridgeMode
 from istiod_ca_bridge.mode_settings import (
     CsrSettings,
@@ -23,6 +23,7 @@ from istiod_ca_bridge.mode_settings import (
     user_names,
 )
 from istiod_ca_bridge.policy import TtlPolicy
+from istiod_ca_bridge.renewal import RenewalPolicy
 from istiod_ca_bridge.signer import RSA_BITS, KeyAlgorithm
 from istiod_ca_bridge.signing_request import istiod_dns_names
 
@@ -78,6 +79,7 @@ class Config:
     node_agents: frozenset[tuple[str, str]]
     """Namespace and name of the ServiceAccounts that may ask for others' identities."""
 
+    renewal: RenewalPolicy
     cluster_id: str
     remote_clusters: bool
     listen: Address
@@ -104,6 +106,11 @@ class Config:
     istiod_names: tuple[str, ...]
     """DNS names of every revision's istiod."""
 
+    pod_name: str
+    pod_uid: str
+    """Empty outside a pod."""
+
+    lease_duration: timedelta
     drain: timedelta
     log_format: Literal["text", "json"]
 
@@ -133,6 +140,7 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
         trust_domain=reader.one("TRUST_DOMAIN", "cluster.local", check_trust_domain),
         trust_domain_aliases=reader.one("TRUST_DOMAIN_ALIASES", "", _trust_domains),
         node_agents=reader.one("CA_TRUSTED_NODE_ACCOUNTS", "", _accounts),
+        renewal=reader.one("CA_RENEW_BEFORE", "33%", _renewal),
         cluster_id=reader.text("CLUSTER_ID", "Kubernetes"),
         remote_clusters=reader.choice("REMOTE_CLUSTERS", "false", "true") == "true",
         listen=reader.one("CA_LISTEN", "0.0.0.0:15012", _address),
@@ -160,6 +168,9 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
         issue_istiod_tls=reader.in_cluster_only("ISTIOD_TLS"),
         istiod_names=reader.one("ISTIO_REVISIONS", "", reader.istiod_names),
         publish_root_cert=reader.in_cluster_only("PUBLISH_ROOT_CERT"),
+        pod_name=reader.text("POD_NAME", ""),
+        pod_uid=reader.text("POD_UID", ""),
+        lease_duration=reader.one("LEADER_LEASE_DURATION", "15s", _lease, "3s to 5m"),
         drain=reader.one("DRAIN_DURATION", "10s", _duration),
         log_format=reader.log_format(),
     )
@@ -434,6 +445,25 @@ def _duration(text: str) -> timedelta:
         raise ValueError("it must be a duration such as 24h or 1h30m")
     hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return timedelta(hours=hours, minutes=minutes, seconds=seconds)
+
+
+def _lease(text: str) -> timedelta:
+    duration = _duration(text)
+    if not timedelta(seconds=3) <= duration <= timedelta(minutes=5):
+        raise ValueError(text)
+    return duration
+
+
+def _renewal(text: str) -> RenewalPolicy:
+    if text.endswith("%"):
+        percent = int(text.removesuffix("%"))
+        if not 1 <= percent <= 90:  # noqa: PLR2004 - said in the message
+            raise ValueError("it must be 1% to 90% of the CA certificate's life, or a duration")
+        return RenewalPolicy(fraction=percent / 100)
+    before = _duration(text)
+    if not before:
+        raise ValueError("it must not be zero")
+    return RenewalPolicy(before)
 
 
 def _short(text: str) -> timedelta:

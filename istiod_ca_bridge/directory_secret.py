@@ -10,7 +10,7 @@ from pathlib import Path
 from istiod_ca_bridge.directory_store import DirectoryStore
 from istiod_ca_bridge.errors import SecretExistsError, StoreUnavailableError
 from istiod_ca_bridge.files import replace_file
-from istiod_ca_bridge.istiod_tls import StoredSecret
+from istiod_ca_bridge.store import StoredSecret
 
 
 class DirectorySecret:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from istiod_ca_bridge.errors import SecretExistsError, StoreUnavailableError
-from istiod_ca_bridge.files import create_folder
+from istiod_ca_bridge.files import create_folder, remove_folder
 from istiod_ca_bridge.store import MAX_SECRET_BYTES
 
 
@@ -23,6 +23,10 @@ class DirectoryStore:
     async def create(self, name: str, values: Mapping[str, bytes]) -> None:
         """Make the folder, or raise SecretExistsError."""
         await asyncio.to_thread(self._create, name, values)
+
+    async def delete(self, name: str) -> None:
+        """Move the folder away at once, then remove it."""
+        await asyncio.to_thread(self._delete, name)
 
     def _read(self, name: str) -> Mapping[str, bytes] | None:
         values: dict[str, bytes] = {}
@@ -54,4 +58,14 @@ class DirectoryStore:
                 raise SecretExistsError(f"{name} exists") from None
             raise StoreUnavailableError(
                 f"{name} cannot be written: {error.strerror}", hint="look at BRIDGE_STORE_DIR"
+            ) from error
+
+    def _delete(self, name: str) -> None:
+        try:
+            remove_folder(self._directory / name)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StoreUnavailableError(
+                f"{name} cannot be removed: {error.strerror}", hint="look at BRIDGE_STORE_DIR"
             ) from error

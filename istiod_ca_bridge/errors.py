@@ -74,6 +74,10 @@ class AnsweredElsewhereError(BridgeError):
     """A request has another answer by now, or is gone; there is nothing left to do."""
 
 
+class ForbiddenByClusterError(ClusterUnavailableError):
+    """The API server answers, and this account lacks a right; an operator grants it."""
+
+
 class KeyServiceNotPreparedError(KeyServiceUnavailableError):
     """The plugin answers, and lacks something an operator brings: a KEK, a root, a PIN."""
 
@@ -88,6 +92,10 @@ class StoreUnavailableError(BridgeError):
 
 class SecretExistsError(BridgeError):
     """Another writer made the Secret first; read it again."""
+
+
+class LeaderAwaitedError(BridgeError):
+    """Another replica is to write this; it is looked at again."""
 
 
 class CorruptSecretError(BridgeError):

@@ -35,6 +35,16 @@ def create_folder(path: Path, files: Mapping[str, bytes]) -> None:
     _sync(path.parent)
 
 
+def remove_folder(path: Path) -> None:
+    """Have a folder be gone at once and whole; FileNotFoundError when there is none."""
+    doomed = Path(tempfile.mkdtemp(prefix=".old-", dir=path.parent))
+    try:
+        path.rename(doomed)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
 def _fill(descriptor: int, content: bytes, mode: int) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)

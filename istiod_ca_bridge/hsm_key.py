@@ -1,6 +1,7 @@
 """The HSM plugin's client as a key service and as signers; the only user of its API."""
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from istio_hsm_proto import signing_v1_pb2 as signing
 from istio_hsm_proto.kms_istio_v1_pb2_grpc import KeyManagementServiceStub
 from istio_hsm_proto.signing_v1_pb2_grpc import SigningServiceStub
 from istiod_ca_bridge.errors import (
+    BridgeError,
     KeyServiceNotPreparedError,
     KeyServiceRefusedError,
     KeyServiceUnavailableError,
@@ -118,6 +120,22 @@ class HsmPlugin:
         request = signing.GetPublicKeyRequest(key_id=key.key_id.encode())
         reply = await _called("GetPublicKey", self._signing.GetPublicKey, request)
         return self._resident(key, reply.key)
+
+    async def destroy_resident(self, key: ResidentKey) -> None:
+        """Have the key of this id be gone from the HSM for good; gone before is no error."""
+        wanted = signing.GetPublicKeyRequest(key_id=key.key_id.encode())
+        try:
+            found = await self._signing.GetPublicKey(wanted, timeout=_CALL_TIMEOUT.total_seconds())
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return
+            raise _failure("GetPublicKey", error) from None
+        request = signing.DestroyKeyRequest(
+            key_id=wanted.key_id,
+            confirm_key_id=wanted.key_id,
+            confirm_public_key_sha256=hashlib.sha256(found.key.public_key).digest(),
+        )
+        await _called("DestroyKey", self._signing.DestroyKey, request)
 
     async def encrypt(
         self, kek_id: str, encrypted_dek: bytes, plaintext: bytes, aad: bytes
@@ -256,17 +274,21 @@ async def _called(
     try:
         return await method(request, timeout=timeout.total_seconds())
     except grpc.aio.AioRpcError as error:
-        code = error.code()
-        reason = f"{name}: {code.name}: {(error.details() or '')[:500]}"
-        if code in _REFUSED:
-            raise KeyServiceRefusedError(reason) from None
-        if code in _NOT_PREPARED:
-            raise KeyServiceNotPreparedError(
-                reason, hint="see the log of the HSM plugin; this is tried again"
-            ) from None
-        raise KeyServiceUnavailableError(
-            reason, hint="is the HSM plugin running on KEY_MANAGEMENT_ENDPOINT?"
-        ) from None
+        raise _failure(name, error) from None
+
+
+def _failure(name: str, error: grpc.aio.AioRpcError) -> BridgeError:
+    code = error.code()
+    reason = f"{name}: {code.name}: {(error.details() or '')[:500]}"
+    if code in _REFUSED:
+        return KeyServiceRefusedError(reason)
+    if code in _NOT_PREPARED:
+        return KeyServiceNotPreparedError(
+            reason, hint="see the log of the HSM plugin; this is tried again"
+        )
+    return KeyServiceUnavailableError(
+        reason, hint="is the HSM plugin running on KEY_MANAGEMENT_ENDPOINT?"
+    )
 
 
 def _filled(name: str, blob: bytes) -> bytes:

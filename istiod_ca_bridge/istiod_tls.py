@@ -7,7 +7,6 @@ it; it is in the Secret and nowhere else.
 import asyncio
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
@@ -21,6 +20,7 @@ from istiod_ca_bridge.errors import BridgeError, SecretExistsError
 from istiod_ca_bridge.ledger import Ledger, of_server
 from istiod_ca_bridge.log import EventLog
 from istiod_ca_bridge.server_certificate import make_server_key_pair
+from istiod_ca_bridge.store import StoredSecret
 
 ISTIOD_TLS_SECRET = "istiod-tls"  # noqa: S105 - the name of a Secret
 CERTIFICATE_KEY = "tls.crt"
@@ -30,14 +30,6 @@ ROOTS_KEY = "ca.crt"
 _POLL_SECONDS = 2.0
 _DEFAULT_REVISION = "default"
 _REVISION = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,48}[a-z0-9])?")
-
-
-@dataclass(frozen=True, slots=True)
-class StoredSecret:
-    """What a Secret holds, and which state of it this is."""
-
-    values: Mapping[str, bytes] = field(repr=False)
-    version: str
 
 
 class ReplaceableSecret(Protocol):

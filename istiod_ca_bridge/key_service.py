@@ -33,6 +33,10 @@ class KeyService(Protocol):
         """Return the key of this id in the HSM; it is never made."""
         ...
 
+    async def destroy_resident(self, key: ResidentKey) -> None:
+        """Have the key of this id be gone from the HSM for good; gone before is no error."""
+        ...
+
     async def encrypt(
         self, kek_id: str, encrypted_dek: bytes, plaintext: bytes, aad: bytes
     ) -> bytes:

@@ -11,7 +11,7 @@ import urllib3.exceptions
 from kubernetes import client, config
 from urllib3.connection import HTTPConnection
 
-from istiod_ca_bridge.errors import ClusterUnavailableError, ConfigError
+from istiod_ca_bridge.errors import ClusterUnavailableError, ConfigError, ForbiddenByClusterError
 
 T = TypeVar("T")
 
@@ -19,7 +19,8 @@ TIMEOUT_SECONDS = (5, 10)
 """To connect, to answer."""
 
 _THREADS = 16
-_DENIED = {401, 403}
+_FORBIDDEN = 403
+_DENIED = {401, _FORBIDDEN}
 _KEEPALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
@@ -76,10 +77,9 @@ def cluster_of(configuration: client.Configuration) -> Cluster:
 def unavailable(verb: str, what: str, error: Exception) -> ClusterUnavailableError:
     """Return our error for a call that failed; the hint names a right that is missing."""
     if isinstance(error, client.ApiException) and error.status:
+        kind = ForbiddenByClusterError if error.status == _FORBIDDEN else ClusterUnavailableError
         hint = f"grant {verb} on {what}" if error.status in _DENIED else ""
-        return ClusterUnavailableError(
-            f"the API server answers {error.status} to {verb} of {what}", hint=hint
-        )
+        return kind(f"the API server answers {error.status} to {verb} of {what}", hint=hint)
     return ClusterUnavailableError(f"the API server cannot be reached: {type(error).__name__}")
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from kubernetes import client
 
 from istiod_ca_bridge.errors import SecretExistsError, StoreUnavailableError
-from istiod_ca_bridge.istiod_tls import StoredSecret
 from istiod_ca_bridge.kube_client import FAILURES, TIMEOUT_SECONDS, Cluster, unavailable
+from istiod_ca_bridge.store import StoredSecret
 
 TLS_TYPE = "kubernetes.io/tls"
 _GONE = 404

@@ -1,61 +1,50 @@
-"""The CA key's state machine: no key -> key -> CSR -> waiting -> serving.
+"""The CA key's state machine: no key -> key -> CSR -> waiting -> serving -> renewal, rotation.
 
 Each step reads what is there before it makes anything, and writes one Secret whole, so the
-process may die anywhere and the next one goes on. A Secret that exists and cannot be used
-stops the process: a key or a CSR is never made anew over an old one.
+process may die anywhere and the next one goes on. At a start, a Secret that exists and cannot be
+used stops the process. Once it serves, nothing does: what it cannot use is told and looked at
+again, and the CA goes on with what it has.
 """
 
 import asyncio
-import uuid
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum
 from typing import TypeVar
 
-from cryptography.hazmat.primitives import serialization
-
 from istiod_ca_bridge.authority import Authority, authority
-from istiod_ca_bridge.chain import CaChain, checked_chain, name_of
-from istiod_ca_bridge.csr import certification_request, check_request
+from istiod_ca_bridge.ca_key import CaKeys, KeyMode, KeySettings
+from istiod_ca_bridge.chain import CaChain, name_of, roots_in
+from istiod_ca_bridge.chain_check import ChainCheck
+from istiod_ca_bridge.conditions import Conditions, Kind
 from istiod_ca_bridge.errors import (
     BridgeError,
     ConfigError,
     CorruptSecretError,
     KeyServiceNotPreparedError,
-    KeyServiceRefusedError,
     KeyServiceUnavailableError,
+    LeaderAwaitedError,
     RefusedChainError,
     SecretExistsError,
     StoreUnavailableError,
 )
 from istiod_ca_bridge.key_service import KeyService
 from istiod_ca_bridge.log import EventLog
-from istiod_ca_bridge.records import (
-    CsrRecord,
-    KeyRecord,
-    ResidentKey,
-    SealedKey,
-    csr_record,
-    key_record,
-)
-from istiod_ca_bridge.signer import RSA_BITS, KeyAlgorithm, Signer, algorithm_of
-from istiod_ca_bridge.store import (
-    CERTIFICATE_SECRET,
-    CHAIN_KEY,
-    CSR_SECRET,
-    KEY_SECRET,
-    SecretStore,
-)
+from istiod_ca_bridge.name_constraints import IssuedNames
+from istiod_ca_bridge.records import KeyRecord
+from istiod_ca_bridge.renewal import RenewalPolicy
+from istiod_ca_bridge.renewal_request import RenewalRequest
+from istiod_ca_bridge.rotation_keeper import RotationKeeper
+from istiod_ca_bridge.signer import KeyAlgorithm, Signer
+from istiod_ca_bridge.store import ACTIVE, CHAIN_KEY, SecretStore, Slot
 
 T = TypeVar("T")
 
+_AWAIT_SECONDS = 0.25
+"""A first leader is found, and has made a key, soon."""
 
-class KeyMode(Enum):
-    """Where the CA's private key is when it signs."""
-
-    RESIDENT = "resident"
-    SEALED = "sealed"
+_LOOKS_BEFORE_RESTORING = 5
+"""So that whoever replaces a Secret by deleting it first is not in a race with us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +59,29 @@ class LifecycleSettings:
     trust_domain: str
     namespace: str
     poll_seconds: float = 2.0
+    names: IssuedNames = field(default_factory=IssuedNames)
+    renewal: RenewalPolicy = field(default_factory=RenewalPolicy)
+
+    @property
+    def keys(self) -> KeySettings:
+        """What concerns CA keys."""
+        return KeySettings(self.kek_id, self.mode, self.algorithm, self.trust_domain)
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenKey:
+    values: Mapping[str, bytes] = field(repr=False)
+    record: KeyRecord
+    signer: Signer = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """All that an authority is made of; another one is looked at anew."""
+
+    key_values: Mapping[str, bytes] = field(repr=False)
+    chain_pem: bytes
+    further_roots: bytes
 
 
 class Lifecycle:
@@ -83,173 +95,139 @@ class Lifecycle:
         adopt: Callable[[Authority], None],
         clock: Callable[[], datetime],
         log: EventLog,
+        *,
+        leads: Callable[[], bool] = lambda: True,
+        conditions: Conditions | None = None,
+        rotation: RotationKeeper | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
-        self._keys = keys
         self._adopt = adopt
-        self._clock = clock
         self._log = log
-        self._last_trouble = ""
+        self._leads = leads
+        self._conditions = conditions or Conditions(clock)
+        self._rotation = rotation
+        self._ca_keys = CaKeys(settings.keys, store, keys, leads, log)
+        self._check = ChainCheck(keys, settings.names, clock)
+        self._renewal = RenewalRequest(
+            settings.renewal, store, self._ca_keys, self._conditions, clock, log
+        )
+        self._key: _OpenKey | None = None
+        self._served: _Offer | None = None
+        self._serving: Authority | None = None
+        self._looks_without_key = 0
+        self._told: dict[str, str] = {}
 
     async def run(self) -> None:
-        """Go through the stages, then watch the chain for ever.
+        """Go through the stages, then look after all of it for ever.
 
         Raises CorruptSecretError, ConfigError or KeyServiceRefusedError when only an operator
-        can help; everything passing is waited out.
+        can help before it serves; everything passing is waited out.
         """
-        record, signer = await self._persistently(self._key)
-        await self._persistently(lambda: self._request(record, signer))
-        await self._watch_chain(signer)
-
-    async def _key(self) -> tuple[KeyRecord, Signer]:
-        values = await self._store.read(KEY_SECRET)
-        requested = await self._store.read(CSR_SECRET) is not None
-        certified = await self._store.read(CERTIFICATE_SECRET) is not None
-        if values is None and (requested or certified):
-            raise CorruptSecretError(
-                f"{KEY_SECRET} is missing, though "
-                f"{CSR_SECRET if requested else CERTIFICATE_SECRET} exists: the CA key is lost",
-                hint=f"restore {KEY_SECRET}, or delete the other Secrets for a new CA key",
-            )
-        record = key_record(values) if values is not None else await self._new_key()
-        self._check_settings(record)
-        try:
-            signer = await self._open(record, may_make=not (requested or certified))
-        except KeyServiceRefusedError as error:
-            raise CorruptSecretError(
-                f"{KEY_SECRET} cannot be used: {error}",
-                hint="restore the Secret from a backup; it is never made anew over an old one",
-            ) from error
-        algorithm = algorithm_of(signer.public_key)
-        if algorithm is None:
-            raise CorruptSecretError(f"{KEY_SECRET} holds a key that no CA may have")
-        if algorithm is not self._settings.algorithm:
-            self._log.warning(
-                "ca_key.algorithm_kept",
-                algorithm=algorithm.value,
-                configured=self._settings.algorithm.value,
-            )
-        self._log.info("ca_key.ready", mode=self._settings.mode.value, algorithm=algorithm.value)
-        return record, signer
-
-    async def _new_key(self) -> KeyRecord:
-        """Write the record of a key: a resident one's id is on record before it is made."""
-        kek_id = self._settings.kek_id
-        encrypted_dek = await self._keys.generate_dek(kek_id)
-        record: KeyRecord
-        if self._settings.mode is KeyMode.RESIDENT:
-            record = ResidentKey(
-                kek_id, encrypted_dek, f"istio-ca-{uuid.uuid4()}", self._settings.algorithm
-            )
-        else:
-            bits = RSA_BITS[self._settings.algorithm]
-            sealed = await self._keys.generate_sealed_key(kek_id, encrypted_dek, bits)
-            record = SealedKey(kek_id, encrypted_dek, sealed)
-        await self._store.create(KEY_SECRET, record.values())
-        self._log.info("ca_key.recorded", secret=KEY_SECRET, mode=self._settings.mode.value)
-        return record
-
-    async def _open(self, record: KeyRecord, *, may_make: bool) -> Signer:
-        if isinstance(record, SealedKey):
-            return await self._keys.unseal(record)
-        if may_make:
-            return await self._keys.make_resident(record)
-        return await self._keys.open_resident(record)
-
-    def _check_settings(self, record: KeyRecord) -> None:
-        mode = KeyMode.SEALED if isinstance(record, SealedKey) else KeyMode.RESIDENT
-        if mode is not self._settings.mode:
-            raise ConfigError(
-                f"the CA key in {KEY_SECRET} is {mode.value}, and CA_KEY_MODE asks for "
-                f"{self._settings.mode.value}",
-                hint=f"set CA_KEY_MODE={mode.value}; another mode needs a new CA key",
-            )
-        if record.kek_id != self._settings.kek_id:
-            raise ConfigError(
-                f"{KEY_SECRET} was made under another KEK than KEY_MANAGEMENT_KEY_ID names",
-                hint=f"set KEY_MANAGEMENT_KEY_ID={record.kek_id}",
-            )
-
-    async def _request(self, key: KeyRecord, signer: Signer) -> None:
-        values = await self._store.read(CSR_SECRET)
-        if values is not None:
-            await self._check_request(csr_record(values), signer)
-            return
-        if await self._store.read(CERTIFICATE_SECRET) is not None:
-            return
-        csr_id = self._settings.trust_domain
-        csr = await certification_request(signer, csr_id)
-        encrypted = await self._keys.encrypt(key.kek_id, key.encrypted_dek, csr, csr_id.encode())
-        record = CsrRecord(key.kek_id, key.encrypted_dek, csr_id, encrypted)
-        await self._store.create(CSR_SECRET, record.values())
-        self._log.info("ca_csr.written", secret=CSR_SECRET, csr_id=csr_id)
-
-    async def _check_request(self, record: CsrRecord, signer: Signer) -> None:
-        if record.csr_id != self._settings.trust_domain:
-            raise ConfigError(
-                f"{CSR_SECRET} is of trust domain {record.csr_id}, and TRUST_DOMAIN is "
-                f"{self._settings.trust_domain}",
-                hint=f"set TRUST_DOMAIN={record.csr_id}",
-            )
-        try:
-            csr = await self._keys.decrypt(
-                record.kek_id, record.encrypted_dek, record.encrypted_csr, record.csr_id.encode()
-            )
-        except KeyServiceRefusedError as error:
-            raise CorruptSecretError(
-                f"{CSR_SECRET} cannot be decrypted: {error}",
-                hint="restore the Secret from a backup, or delete it for a new CSR of this key",
-            ) from error
-        check_request(csr, signer.public_key)
-
-    async def _watch_chain(self, signer: Signer) -> None:
-        served = b""
+        await self._persistently(self._start)
         while True:
-            try:
-                served = await self._look_at_chain(signer, served)
-                self._last_trouble = ""
-            except (RefusedChainError, KeyServiceUnavailableError, StoreUnavailableError) as error:
-                self._trouble(
-                    "ca_chain.refused"
-                    if isinstance(error, RefusedChainError)
-                    else "ca_chain.not_checked",
-                    error,
-                )
-            if not served:
+            await self._guarded("ca_chain.not_checked", self._look)
+            if self._serving is not None and self._leads():
+                await self._guarded("ca_renewal.delayed", self._renew)
+                await self._guarded("ca_rotation.delayed", self._rotate)
+            if self._serving is None:
                 self._log.info(
                     "Wait until the CA certificate secret "
-                    f"{self._settings.namespace}.{CERTIFICATE_SECRET} can be loaded..."
+                    f"{self._settings.namespace}.{ACTIVE.certificate} can be loaded..."
                 )
             await asyncio.sleep(self._settings.poll_seconds)
 
-    async def _look_at_chain(self, signer: Signer, served: bytes) -> bytes:
-        values = await self._store.read(CERTIFICATE_SECRET)
-        pem = (values or {}).get(CHAIN_KEY, b"")
-        if not pem:
-            if served:
-                raise RefusedChainError(f"{CERTIFICATE_SECRET} is gone; the CA keeps its chain")
-            return b""
-        if pem == served:
-            return served
-        chain = checked_chain(pem, signer.public_key, self._clock())
-        await self._verify(chain)
-        self._adopt(authority(chain, signer))
-        self._tell(chain)
-        return pem
+    async def _start(self) -> None:
+        """Have a key, and what asks for its certificate."""
+        rotation = await self._rotation.follow() if self._rotation else None
+        if rotation is not None and rotation.slot is not ACTIVE:
+            return  # the record holds all that is needed, and the Secrets are being moved
+        record, signer = await self._ca_keys.ready(ACTIVE)
+        self._key = _OpenKey(dict(record.values()), record, signer)
+        await self._ca_keys.request(ACTIVE, record, signer)
 
-    async def _verify(self, chain: CaChain) -> None:
-        """Return when the HSM's own root ends the path, and every further root is one too."""
-        path = [*chain.intermediates, chain.roots[0]]
-        ders = [entry.public_bytes(serialization.Encoding.DER) for entry in reversed(path)]
+    async def _look(self) -> None:
+        """Serve with what the Secrets hold, when it is new and right."""
+        rotation = await self._rotation.follow() if self._rotation else None
+        slot = rotation.slot if rotation else ACTIVE
+        pem = (
+            rotation.next_chain
+            if rotation and slot is not ACTIVE
+            else (await self._store.read(slot.certificate) or {}).get(CHAIN_KEY, b"")
+        )
+        key, fault = await self._open_key(slot, is_certified=bool(pem))
         try:
-            await self._keys.verify_chain(ders)
-            for root in chain.roots[1:]:
-                await self._keys.verify_chain([root.public_bytes(serialization.Encoding.DER)])
-        except KeyServiceRefusedError as error:
-            raise RefusedChainError(
-                f"the HSM plugin refuses the chain: {error}", hint=error.hint
-            ) from error
+            await self._serve(slot, key, pem, rotation.further_roots if rotation else b"")
+        except KeyServiceUnavailableError as error:
+            fault = fault or (_word_of(error), _full(error))
+            raise
+        finally:
+            reason, message = fault or ("Available", f"{slot.key} holds the CA key")
+            self._set(Kind.KEY, reason, message, status=fault is None)
+
+    async def _serve(self, slot: Slot, key: _OpenKey, pem: bytes, further_roots: bytes) -> None:
+        offer = _Offer(key.values, pem, further_roots)
+        if not pem:
+            if self._served is not None:
+                raise RefusedChainError(f"{slot.certificate} is gone; the CA keeps its chain")
+            self._set(Kind.CHAIN, "Waiting", f"waits for {slot.certificate}", status=False)
+            return
+        if offer != self._served:
+            further = roots_in(further_roots) if further_roots else ()
+            chain = await self._check.accepted(pem, key.signer.public_key, further)
+            self._serving = authority(chain, key.signer)
+            self._served = offer
+            self._adopt(self._serving)
+            self._tell(chain)
+        if self._serving is not None:
+            until = self._serving.not_after
+            self._set(Kind.CHAIN, "Accepted", f"serves until {until:%FT%TZ}", status=True)
+
+    async def _open_key(
+        self, slot: Slot, *, is_certified: bool
+    ) -> tuple[_OpenKey, tuple[str, str] | None]:
+        """Return the key of the Secret; when that cannot be used, the one that is open, and why."""
+        values = await self._store.read(slot.key)
+        if values is not None:
+            self._looks_without_key = 0
+        if self._key is None or values != self._key.values:
+            try:
+                self._key = await self._opened(slot, values)
+            except (CorruptSecretError, ConfigError) as error:
+                if self._key is None:
+                    raise
+                self._trouble("ca_key.secret_unusable", error)
+                if values is None and is_certified:
+                    await self._restore(slot, self._key)
+                word = "SecretMissing" if values is None else "SecretUnusable"
+                return self._key, (word, _full(error))
+        self._told.pop("ca_key.secret_unusable", None)
+        return self._key, None
+
+    async def _opened(self, slot: Slot, values: Mapping[str, bytes] | None) -> _OpenKey:
+        if values is None:
+            raise CorruptSecretError(
+                f"{slot.key} is gone", hint="the leader writes it again while it serves"
+            )
+        record, signer = await self._ca_keys.opened(slot, values)
+        return _OpenKey(dict(values), record, signer)
+
+    async def _restore(self, slot: Slot, key: _OpenKey) -> None:
+        """Write the Secret of the key that serves again, when somebody deleted it."""
+        self._looks_without_key += 1
+        is_ours = self._served is not None and key.values == self._served.key_values
+        if is_ours and self._leads() and self._looks_without_key > _LOOKS_BEFORE_RESTORING:
+            await self._store.create(slot.key, key.values)
+            self._log.warning("ca_key.restored", secret=slot.key)
+            self._conditions.happened("KeySecretRestored", f"{slot.key} was deleted, and is back")
+
+    async def _renew(self) -> None:
+        if self._serving is not None and self._key is not None:
+            await self._renewal.look(self._serving, self._key.record)
+
+    async def _rotate(self) -> None:
+        if self._serving is not None and self._rotation is not None:
+            await self._rotation.step(self._serving)
 
     def _tell(self, chain: CaChain) -> None:
         for title, certificates in (
@@ -265,12 +243,33 @@ class Lifecycle:
                     not_after=entry.not_valid_after_utc,
                 )
 
+    async def _guarded(self, event: str, step: Callable[[], Awaitable[None]]) -> None:
+        """Do one thing; tell what went wrong, and go on."""
+        try:
+            await step()
+        except SecretExistsError:
+            pass  # another writer was first: what it wrote is looked at next
+        except RefusedChainError as error:
+            self._trouble("ca_chain.refused", error)
+            self._set(Kind.CHAIN, "Refused", _full(error), status=False)
+        except BridgeError as error:
+            self._trouble(event, error)
+            if step == self._look:
+                self._blame(error)
+        else:
+            self._told.pop(event, None)
+            if step == self._look:
+                self._told.pop("ca_chain.refused", None)
+
     async def _persistently(self, step: Callable[[], Awaitable[T]]) -> T:
         while True:
             try:
                 result = await step()
             except SecretExistsError:
                 continue
+            except LeaderAwaitedError as error:
+                self._trouble("ca_key.awaited", error)
+                await asyncio.sleep(min(self._settings.poll_seconds, _AWAIT_SECONDS))
             except (KeyServiceUnavailableError, StoreUnavailableError) as error:
                 self._trouble(
                     "ca_key.not_prepared"
@@ -278,13 +277,29 @@ class Lifecycle:
                     else "ca_key.delayed",
                     error,
                 )
+                self._blame(error)
                 await asyncio.sleep(self._settings.poll_seconds)
             else:
-                self._last_trouble = ""
+                self._told.clear()
                 return result
+
+    def _blame(self, error: BridgeError) -> None:
+        if isinstance(error, KeyServiceUnavailableError):
+            self._set(Kind.KEY, _word_of(error), _full(error), status=False)
+
+    def _set(self, kind: Kind, reason: str, message: str, *, status: bool) -> None:
+        self._conditions.set(kind, reason, message, status=status)
 
     def _trouble(self, event: str, error: BridgeError) -> None:
         """Tell each trouble once, until it changes or passes."""
-        if str(error) != self._last_trouble:
-            self._last_trouble = str(error)
+        if self._told.get(event) != str(error):
+            self._told[event] = str(error)
             self._log.warning(event, reason=str(error), hint=error.hint)
+
+
+def _full(error: BridgeError) -> str:
+    return f"{error} ({error.hint})" if error.hint else str(error)
+
+
+def _word_of(error: KeyServiceUnavailableError) -> str:
+    return "NotPrepared" if isinstance(error, KeyServiceNotPreparedError) else "HsmUnavailable"

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 from istiod_ca_bridge.authority import Authority
+from istiod_ca_bridge.conditions import Conditions, Kind
 from istiod_ca_bridge.errors import BridgeError
 from istiod_ca_bridge.log import EventLog
 from istiod_ca_bridge.signer import Signer, is_signature
@@ -23,7 +24,9 @@ class Readiness:
         publish: Callable[[bool], Awaitable[None]],
         clock: Callable[[], datetime],
         log: EventLog,
+        conditions: Conditions | None = None,
     ) -> None:
+        self._conditions = conditions or Conditions(clock)
         self._serving = serving
         self._publish = publish
         self._clock = clock
@@ -33,7 +36,10 @@ class Readiness:
         """Publish each change until cancelled."""
         told = "starting"
         while True:
-            reason = await self._reason()
+            word, reason = await self._reason()
+            self._conditions.set(
+                Kind.READY, word, reason or "the CA key has just signed", status=not reason
+            )
             if reason != told:
                 await self._publish(not reason)
                 if reason:
@@ -43,14 +49,15 @@ class Readiness:
                 told = reason
             await asyncio.sleep(_WAITING_INTERVAL_SECONDS if reason else _INTERVAL_SECONDS)
 
-    async def _reason(self) -> str:
-        """Return why the CA could not sign now; empty when it could."""
+    async def _reason(self) -> tuple[str, str]:
+        """Return in a word and in full why the CA could not sign now; "" when it could."""
         authority = self._serving()
         if authority is None:
-            return "the CA has no certificate yet"
+            return "NoCertificate", "the CA has no certificate yet"
         if self._clock() >= authority.not_after:
-            return f"the CA certificate expired at {authority.not_after:%FT%TZ}"
-        return await _cannot_sign(authority.signer)
+            return "Expired", f"the CA certificate expired at {authority.not_after:%FT%TZ}"
+        fault = await _cannot_sign(authority.signer)
+        return ("CannotSign" if fault else "Serving"), fault
 
 
 async def _cannot_sign(signer: Signer) -> str:

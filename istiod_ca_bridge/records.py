@@ -69,27 +69,27 @@ class CsrRecord:
         }
 
 
-def key_record(values: Mapping[str, bytes]) -> KeyRecord:
-    """Return the record in istio-ca-encrypted-key; CorruptSecretError names what is wrong."""
-    kek_id = _identifier(KEY_SECRET, values, "kek-id")
-    encrypted_dek = _blob(KEY_SECRET, values, "encrypted-dek")
+def key_record(values: Mapping[str, bytes], secret: str = KEY_SECRET) -> KeyRecord:
+    """Return the record in a Secret of a key; CorruptSecretError names what is wrong."""
+    kek_id = _identifier(secret, values, "kek-id")
+    encrypted_dek = _blob(secret, values, "encrypted-dek")
     if "key-id" not in values:
-        return SealedKey(kek_id, encrypted_dek, _blob(KEY_SECRET, values, "encrypted-skey"))
-    name = _identifier(KEY_SECRET, values, "key-algorithm")
+        return SealedKey(kek_id, encrypted_dek, _blob(secret, values, "encrypted-skey"))
+    name = _identifier(secret, values, "key-algorithm")
     known = {algorithm.value: algorithm for algorithm in KeyAlgorithm}
     if name not in known:
-        raise CorruptSecretError(f"{KEY_SECRET}: key-algorithm is not known", hint=_RESTORE)
-    key_id = _identifier(KEY_SECRET, values, "key-id")
+        raise CorruptSecretError(f"{secret}: key-algorithm is not known", hint=_RESTORE)
+    key_id = _identifier(secret, values, "key-id")
     return ResidentKey(kek_id, encrypted_dek, key_id, known[name])
 
 
-def csr_record(values: Mapping[str, bytes]) -> CsrRecord:
-    """Return the record in istio-ca-cert-csr; CorruptSecretError names what is wrong."""
+def csr_record(values: Mapping[str, bytes], secret: str = CSR_SECRET) -> CsrRecord:
+    """Return the record in a Secret of a CSR; CorruptSecretError names what is wrong."""
     return CsrRecord(
-        kek_id=_identifier(CSR_SECRET, values, "kek-id"),
-        encrypted_dek=_blob(CSR_SECRET, values, "encrypted-dek"),
-        csr_id=_identifier(CSR_SECRET, values, "csr-id"),
-        encrypted_csr=_blob(CSR_SECRET, values, "encrypted-csr"),
+        kek_id=_identifier(secret, values, "kek-id"),
+        encrypted_dek=_blob(secret, values, "encrypted-dek"),
+        csr_id=_identifier(secret, values, "csr-id"),
+        encrypted_csr=_blob(secret, values, "encrypted-csr"),
     )
 
 

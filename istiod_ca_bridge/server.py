@@ -16,8 +16,8 @@ from istiod_ca_bridge.admission import Admission
 from istiod_ca_bridge.authn import TrustDomain
 from istiod_ca_bridge.authority import Authority, authority
 from istiod_ca_bridge.ca_service import CertificateService, ServiceSettings
+from istiod_ca_bridge.ca_wiring import wire_ca
 from istiod_ca_bridge.config import Address, Config
-from istiod_ca_bridge.directory_store import DirectoryStore
 from istiod_ca_bridge.errors import BridgeError
 from istiod_ca_bridge.files import replace_file
 from istiod_ca_bridge.hsm_key import HsmPlugin
@@ -26,13 +26,11 @@ from istiod_ca_bridge.issuance_log import issuance_log
 from istiod_ca_bridge.istiod_tls import ISTIOD_TLS_SECRET, IstiodTls
 from istiod_ca_bridge.jwks_file import JwksFile
 from istiod_ca_bridge.key_blocklist import KeyBlocklist
-from istiod_ca_bridge.kube import kubernetes_store
 from istiod_ca_bridge.kube_client import Cluster, connect
 from istiod_ca_bridge.kube_pods import KubernetesPods
 from istiod_ca_bridge.kube_root_cert import KubernetesRootCertificates
 from istiod_ca_bridge.kube_secret import TLS_TYPE, KubernetesSecret
 from istiod_ca_bridge.ledger import of_server
-from istiod_ca_bridge.lifecycle import Lifecycle, LifecycleSettings
 from istiod_ca_bridge.log import EventLog
 from istiod_ca_bridge.measured_signer import MeasuredSigner
 from istiod_ca_bridge.metrics import Metrics
@@ -45,7 +43,6 @@ from istiod_ca_bridge.revocations import RevocationKeeper
 from istiod_ca_bridge.root_cert import CRL
 from istiod_ca_bridge.root_publisher import RootPublisher, crl_publisher
 from istiod_ca_bridge.server_certificate import ServerCertificate, make_server_certificate
-from istiod_ca_bridge.store import SecretStore
 from istiod_ca_bridge.tls_front import FrontLimits, TlsFront, bind
 from istiod_ca_bridge.tokens import remote_clusters, token_authenticator
 from istiod_ca_bridge.workload_issuer import WorkloadIssuer
@@ -164,19 +161,8 @@ class _Process:
             if config.crl
             else None
         )
-        self._lifecycle = Lifecycle(
-            LifecycleSettings(
-                kek_id=config.kek_id,
-                mode=config.key_mode,
-                algorithm=config.key_algorithm,
-                trust_domain=config.trust_domain,
-                namespace=config.namespace,
-            ),
-            _store(config, self._cluster),
-            keys,
-            self._adopt,
-            clock,
-            log,
+        self._ca = wire_ca(
+            config, self._cluster, keys, self._adopt, lambda: self._served, clock, log
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -215,9 +201,11 @@ class _Process:
 
     def _work(self, listener: socket.socket | None) -> Iterator[Coroutine[None, None, None]]:
         """Yield all that runs side by side until the process is stopped."""
-        yield self._lifecycle.run()
+        yield from (task() for task in self._ca.tasks)
         yield self._serve_through_others() if listener is None else self._serve_tls(listener)
-        yield Readiness(lambda: self._served, self._publish, self._clock, self._log).watch()
+        yield Readiness(
+            lambda: self._served, self._publish, self._clock, self._log, self._ca.conditions
+        ).watch()
         for file in (self._jwks, self._blocklist):
             if file is not None:
                 yield file.watch()
@@ -448,10 +436,3 @@ def _cluster(config: Config) -> Cluster | None:
     if config.store_directory is None or config.review_tokens or config.csr is not None:
         return connect(config.kubeconfig)
     return None
-
-
-def _store(config: Config, cluster: Cluster | None) -> SecretStore:
-    if config.store_directory is not None:
-        return DirectoryStore(config.store_directory)
-    assert cluster is not None  # noqa: S101 - _cluster connects when there is no directory
-    return kubernetes_store(cluster, config.namespace)

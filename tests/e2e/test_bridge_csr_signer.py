@@ -349,8 +349,14 @@ def test_the_account_may_do_this_and_nothing_else(site: Site) -> None:
         "update certificatesigningrequests status",
         f"sign signers {SIGNER}",
         "get secrets istio-ca-cert",
+        "patch secrets istio-ca-cert",
         "create secrets istio-ca-cert",
         "create secrets istiod-tls",
+        "list configmaps istio-ca-root-cert",
+        "watch configmaps istio-ca-root-cert",
+        "create configmaps istio-ca-root-cert",
+        "list namespaces",
+        "watch namespaces",
     }
 
 

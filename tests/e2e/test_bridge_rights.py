@@ -20,26 +20,51 @@ _KINDS = (
     ("", "pods"),
     ("", "serviceaccounts"),
     ("", "events"),
+    ("events.k8s.io", "events"),
+    ("coordination.k8s.io", "leases"),
     ("authentication.k8s.io", "tokenreviews"),
     ("certificates.k8s.io", "certificatesigningrequests"),
     ("rbac.authorization.k8s.io", "clusterroles"),
 )
-_NAMES = (
+_READ = (
     "istio-ca-encrypted-key",
     "istio-ca-cert-csr",
     "istio-ca-cert",
+    "istio-ca-cert-csr-renewal",
+    "istio-ca-rotation",
+    "istio-ca-encrypted-key-next",
+    "istio-ca-cert-csr-next",
+    "istio-ca-cert-next",
+    "istio-ca-encrypted-key-previous",
+)
+_PATCHED = ("istio-ca-encrypted-key", "istio-ca-cert-csr", "istio-ca-cert", "istio-ca-rotation")
+_NAMES = (
+    *_READ,
     "istiod-tls",
     "istio-ca-root-cert",
+    "istio-hsm-ca-status",
+    "istiod-ca-bridge",
     "another",
     "",
 )
 _ROOT = "configmaps istio-ca-root-cert"
 _HERE = {
-    "get secrets istio-ca-encrypted-key",
-    "get secrets istio-ca-cert-csr",
-    "get secrets istio-ca-cert",
+    *(f"get secrets {name}" for name in _READ),
+    *(f"patch secrets {name}" for name in _PATCHED),
+    *(f"delete secrets {name}" for name in _READ[3:]),
     "get secrets istiod-tls",
     "patch secrets istiod-tls",
+    "get leases istiod-ca-bridge",
+    "patch leases istiod-ca-bridge",
+    "get configmaps istio-hsm-ca-status",
+    "patch configmaps istio-hsm-ca-status",
+    *(f"get pods {name}".strip() for name in _NAMES),
+    *(
+        f"{verb} events.events.k8s.io {name}".strip()
+        for verb in ("create", "patch")
+        for name in _NAMES
+    ),
+    *(f"create leases {name}".strip() for name in _NAMES),
     *(f"create secrets {name}".strip() for name in _NAMES),
 }
 _EVERYWHERE = {
@@ -76,7 +101,8 @@ def allowed(site: Site, namespace: str) -> set[str]:
         )
         status = reviews.create_subject_access_review(review).status
         if status is not None and status.allowed:
-            found.add(f"{verb} {kind} {name}".strip())
+            shown = f"{kind}.{group}" if group == "events.k8s.io" else kind
+            found.add(f"{verb} {shown} {name}".strip())
     return found
 
 

@@ -25,6 +25,7 @@ from tests.e2e.istiod_forms import (
     plain_istiod,
     set_path,
 )
+from tests.integration.istiod_ca_bridge.cluster_harness import documented_rights
 from tests.support import kustomize
 from tests.support.kube import KubeCluster
 
@@ -332,15 +333,25 @@ def test_the_bridges_account_may_do_what_the_bridge_does_and_nothing_more(
     assert may("create")
     assert may("get", "istiod-tls")
     assert may("patch", "istiod-tls")
-    refused = ("list", "watch", "update", "patch", "delete", "deletecollection")
+    assert all(may("patch", name) for name in names)  # a rotation moves them
+    refused = ("list", "watch", "update", "delete", "deletecollection")
     assert not [verb for verb in refused if may(verb, names[0]) or may(verb)]
+    assert not may("patch")
     root, elsewhere = "istio-ca-root-cert", "default"
     assert all(may(verb, root, "configmaps", elsewhere) for verb in ("list", "watch", "patch"))
     assert not [verb for verb in ("get", "update", "delete") if may(verb, root, "configmaps")]
     assert not may("get", "istio-ca-secret")
     assert not may("get")
     assert not may("get", names[0], namespace="default")
-    assert not [kind for kind in ("configmaps", "pods", "serviceaccounts") if may("get", "", kind)]
+    assert not [kind for kind in ("configmaps", "serviceaccounts") if may("get", "", kind)]
+
+
+def test_the_manifests_grant_what_the_page_says() -> None:
+    shipped = list(yaml.safe_load_all((DEPLOY / "kustomize/ca-server/rbac.yaml").read_text()))
+    for documented in documented_rights("istio-system"):
+        if "rules" in documented:
+            [same_kind] = [it for it in shipped if it["kind"] == documented["kind"]]
+            assert same_kind["rules"] == documented["rules"]
 
 
 @pytest.mark.usefixtures("_kustomize")

@@ -21,6 +21,7 @@ from istiod_ca_bridge.errors import (
 from istiod_ca_bridge.log import EventLog
 from istiod_ca_bridge.records import ResidentKey, SealedKey
 from istiod_ca_bridge.signer import KeyAlgorithm, PublicKey, scheme_of
+from istiod_ca_bridge.store import StoredSecret
 from tests.support import pki
 
 NOW = pki.MOMENT.astimezone(UTC)
@@ -174,6 +175,26 @@ class MemoryStore:
         self.secrets[name] = dict(values)
         self.effects.after()
 
+    async def delete(self, name: str) -> None:
+        self.effects.before()
+        self.secrets.pop(name, None)
+        self.effects.after()
+
+    async def load(self, name: str) -> StoredSecret | None:
+        values = await self.read(name)
+        return None if values is None else StoredSecret(dict(values), _version(values))
+
+    async def replace(self, name: str, before: StoredSecret, values: Mapping[str, bytes]) -> None:
+        self.effects.before()
+        if name not in self.secrets or _version(self.secrets[name]) != before.version:
+            raise SecretExistsError(name)
+        self.secrets[name] = dict(values)
+        self.effects.after()
+
+
+def _version(values: Mapping[str, bytes]) -> str:
+    return repr(sorted(values.items()))
+
 
 class MemoryKeyService:
     """A key service whose HSM is a dictionary and whose roots are a list."""
@@ -222,6 +243,11 @@ class MemoryKeyService:
         if key.key_id not in self.resident:
             raise KeyServiceNotPreparedError("NOT_FOUND")
         return self.resident[key.key_id]
+
+    async def destroy_resident(self, key: ResidentKey) -> None:
+        self.effects.before()
+        self.resident.pop(key.key_id, None)
+        self.effects.after()
 
     async def encrypt(
         self, kek_id: str, encrypted_dek: bytes, plaintext: bytes, aad: bytes

@@ -10,8 +10,9 @@ from cryptography import x509
 from istiod_ca_bridge.authority import Authority, authority
 from istiod_ca_bridge.chain import checked_chain
 from istiod_ca_bridge.errors import SecretExistsError, StoreUnavailableError
-from istiod_ca_bridge.istiod_tls import IstiodTls, StoredSecret, istiod_names, why_anew
+from istiod_ca_bridge.istiod_tls import IstiodTls, istiod_names, why_anew
 from istiod_ca_bridge.server_certificate import LIFETIME
+from istiod_ca_bridge.store import StoredSecret
 from tests.integration.istiod_ca_bridge.harness import strict_root
 from tests.support import pki
 from tests.unit.istiod_ca_bridge.doubles import (

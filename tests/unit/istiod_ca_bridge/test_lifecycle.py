@@ -1,13 +1,9 @@
-import asyncio
-import contextlib
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import pytest
-from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from istiod_ca_bridge.ca_key import KeyMode
 from istiod_ca_bridge.errors import (
     BridgeError,
     ConfigError,
@@ -15,8 +11,7 @@ from istiod_ca_bridge.errors import (
     KeyServiceUnavailableError,
     StoreUnavailableError,
 )
-from istiod_ca_bridge.lifecycle import KeyMode, Lifecycle, LifecycleSettings
-from istiod_ca_bridge.records import csr_record, key_record
+from istiod_ca_bridge.records import key_record
 from istiod_ca_bridge.signer import KeyAlgorithm
 from istiod_ca_bridge.store import CERTIFICATE_SECRET, CSR_SECRET, KEY_SECRET
 from tests.support import pki
@@ -24,85 +19,8 @@ from tests.unit.istiod_ca_bridge.doubles import (
     NOW,
     CrashError,
     Effects,
-    MemoryKeyService,
-    MemoryStore,
-    ca_certificate,
-    pem,
-    recorded_log,
 )
-
-if TYPE_CHECKING:
-    from istiod_ca_bridge.authority import Authority
-
-WAITING = "Wait until the CA certificate secret istio-system.istio-ca-cert can be loaded..."
-ROOT = pki.root()
-
-
-class World:
-    """A store and a key service that outlive the process, and the processes started on them."""
-
-    def __init__(
-        self,
-        mode: KeyMode = KeyMode.RESIDENT,
-        algorithm: KeyAlgorithm = KeyAlgorithm.ECDSA_P256,
-        trust_domain: str = "cluster.local",
-        kek_id: str = "kek",
-    ) -> None:
-        self.settings = LifecycleSettings(
-            kek_id, mode, algorithm, trust_domain, "istio-system", poll_seconds=0.0
-        )
-        self.store = MemoryStore()
-        self.keys = MemoryKeyService(roots=(ROOT.certificate,))
-        self.adopted: list[Authority] = []
-        self.now = NOW
-        self.log, self.lines = recorded_log()
-
-    async def run_until(self, text: str, count: int = 1) -> None:
-        """Run a new process until its log holds the text, then kill it."""
-        before = sum(text in line for line in self.lines)
-        task = asyncio.create_task(
-            Lifecycle(
-                self.settings,
-                self.store,
-                self.keys,
-                self.adopted.append,
-                lambda: self.now,
-                self.log,
-            ).run()
-        )
-        try:
-            async with asyncio.timeout(10):
-                while sum(text in line for line in self.lines) < before + count:
-                    if task.done():
-                        await task
-                    await asyncio.sleep(0)
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, BridgeError, CrashError):
-                await task
-
-    async def failure(self) -> BridgeError:
-        """Run a new process until it stops for good."""
-        with pytest.raises(BridgeError) as caught:
-            await self.run_until("never")
-        return caught.value
-
-    async def csr(self) -> x509.CertificateSigningRequest:
-        record = csr_record(self.store.secrets[CSR_SECRET])
-        return x509.load_pem_x509_csr(
-            await self.keys.decrypt(
-                record.kek_id, record.encrypted_dek, record.encrypted_csr, record.csr_id.encode()
-            )
-        )
-
-    async def offer(self, root: pki.Issued = ROOT) -> bytes:
-        csr = await self.csr()
-        key = csr.public_key()
-        assert isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey)
-        chain = pem(ca_certificate(key, root), root.certificate)
-        self.store.secrets[CERTIFICATE_SECRET] = {"cert-chain.pem": chain}
-        return chain
-
+from tests.unit.istiod_ca_bridge.lifecycle_world import ROOT, WAITING, World
 
 MODES = [
     (KeyMode.RESIDENT, KeyAlgorithm.ECDSA_P256),

@@ -26,9 +26,9 @@ from istiod_ca_bridge.errors import (
     SecretExistsError,
     WrongProductError,
 )
-from istiod_ca_bridge.istiod_tls import StoredSecret
 from istiod_ca_bridge.revocations import CRL_KEY, RECORD_KEY, RevocationKeeper, revoke
 from istiod_ca_bridge.signer import KeyAlgorithm
+from istiod_ca_bridge.store import StoredSecret
 from tests.support import pki
 from tests.unit.istiod_ca_bridge.doubles import (
     NOW,

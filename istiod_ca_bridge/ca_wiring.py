@@ -1,0 +1,104 @@
+"""The CA key's keepers, put together from the settings: lifecycle, leader, rotation, status."""
+
+import secrets
+import socket
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import datetime
+
+from istiod_ca_bridge.authority import Authority
+from istiod_ca_bridge.ca_key import CaKeys
+from istiod_ca_bridge.chain_check import ChainCheck
+from istiod_ca_bridge.conditions import Conditions
+from istiod_ca_bridge.config import Config
+from istiod_ca_bridge.directory_store import DirectoryStore
+from istiod_ca_bridge.election import Election, LeaseTiming
+from istiod_ca_bridge.key_service import KeyService
+from istiod_ca_bridge.kube import kubernetes_store
+from istiod_ca_bridge.kube_client import Cluster
+from istiod_ca_bridge.kube_lease import KubernetesLease
+from istiod_ca_bridge.kube_root_cert import KubernetesRootCertificates
+from istiod_ca_bridge.kube_status import KubernetesStatus
+from istiod_ca_bridge.leadership import Leadership
+from istiod_ca_bridge.lifecycle import Lifecycle, LifecycleSettings
+from istiod_ca_bridge.log import EventLog
+from istiod_ca_bridge.name_constraints import IssuedNames
+from istiod_ca_bridge.root_readback import ListedRoots
+from istiod_ca_bridge.rotation_keeper import RotationKeeper
+from istiod_ca_bridge.status_publisher import StatusPublisher
+
+Task = Callable[[], Coroutine[None, None, None]]
+
+
+@dataclass(frozen=True, slots=True)
+class WiredCa:
+    """What keeps the CA going, and what it says about itself."""
+
+    tasks: tuple[Task, ...]
+    conditions: Conditions
+
+
+def wire_ca(
+    config: Config,
+    cluster: Cluster | None,
+    keys: KeyService,
+    adopt: Callable[[Authority], None],
+    serving: Callable[[], Authority | None],
+    clock: Callable[[], datetime],
+    log: EventLog,
+) -> WiredCa:
+    """Return the tasks to run; `adopt` takes each authority that may serve."""
+    settings = _settings(config)
+    conditions = Conditions(clock)
+    if config.store_directory is not None:
+        store = DirectoryStore(config.store_directory)
+        alone = Lifecycle(settings, store, keys, adopt, clock, log, conditions=conditions)
+        return WiredCa((alone.run,), conditions)
+    assert cluster is not None  # noqa: S101 - there is one where there is no directory
+    secrets_here = kubernetes_store(cluster, config.namespace)
+    replica = config.pod_name or socket.gethostname()
+    identity = f"{replica}_{secrets.token_hex(4)}"
+    timing = LeaseTiming(config.lease_duration.total_seconds())
+    leadership = Leadership(
+        KubernetesLease(cluster, config.namespace), Election(identity, timing), clock, log
+    )
+    told = KubernetesStatus(cluster, config.namespace, config.pod_name, config.pod_uid)
+    rotation = RotationKeeper(
+        secrets_here,
+        keys,
+        CaKeys(settings.keys, secrets_here, keys, leadership.leads, log),
+        ChainCheck(keys, settings.names, clock),
+        ListedRoots(KubernetesRootCertificates(cluster)),
+        told.reports,
+        config.ttl.maximum,
+        conditions,
+        clock,
+        log,
+        watches_istiod_tls=config.issue_istiod_tls,
+    )
+    lifecycle = Lifecycle(
+        settings,
+        secrets_here,
+        keys,
+        adopt,
+        clock,
+        log,
+        leads=leadership.leads,
+        conditions=conditions,
+        rotation=rotation,
+    )
+    status = StatusPublisher(replica, conditions, serving, told, leadership.leads, clock, log)
+    return WiredCa((leadership.run, lifecycle.run, status.run), conditions)
+
+
+def _settings(config: Config) -> LifecycleSettings:
+    istiod_names = config.istiod_names if config.issue_istiod_tls else ()
+    return LifecycleSettings(
+        kek_id=config.kek_id,
+        mode=config.key_mode,
+        algorithm=config.key_algorithm,
+        trust_domain=config.trust_domain,
+        namespace=config.namespace,
+        names=IssuedNames((config.trust_domain,), config.server_names + istiod_names),
+        renewal=config.renewal,
+    )
