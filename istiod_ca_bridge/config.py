@@ -1,13 +1,13 @@
 """Settings, read once from the environment and validated at once."""
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from istiod_ca_bridge import setting_values as values
 from istiod_ca_bridge.ca_key import KeyMode
 from istiod_ca_bridge.errors import BridgeError, ConfigError
 from istiod_ca_bridge.identity import check_trust_domain
@@ -24,34 +24,15 @@ from istiod_ca_bridge.mode_settings import (
 )
 from istiod_ca_bridge.policy import TtlPolicy
 from istiod_ca_bridge.renewal import RenewalPolicy
+from istiod_ca_bridge.setting_values import Address
 from istiod_ca_bridge.signer import RSA_BITS, KeyAlgorithm
 from istiod_ca_bridge.signing_request import istiod_dns_names
 
 T = TypeVar("T")
 
-_DURATION = re.compile(r"(?=.)(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
-_MIN_TTL = timedelta(minutes=1)
-_MAX_TTL = timedelta(days=3650)
-_MAX_CACHE = timedelta(minutes=1)
-_DNS_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9](?:[-a-z0-9.]*[a-z0-9])?")
-_NAMESPACE = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
-_MAX_PORT = 65535
-_MAX_ID_BYTES = 128
-
 
 _ISTIO_SYSTEM = "istio-system"
 _SERVER_NAMES = "istiod-ca-bridge.istio-system.svc,istiod.istio-system.svc,localhost"
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where to listen."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +106,11 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
         csr=reader.csr() if mode is BridgeMode.CSR_SIGNER else None,
         store_directory=reader.store_directory(),
         kubeconfig=reader.optional_path("KUBECONFIG"),
-        namespace=reader.one("POD_NAMESPACE", _ISTIO_SYSTEM, _namespace),
-        plugin_socket=reader.one("KEY_MANAGEMENT_ENDPOINT", "/var/run/hsm-socket/.sock", _socket),
-        kek_id=reader.one("KEY_MANAGEMENT_KEY_ID", "", _kek_id),
+        namespace=reader.one("POD_NAMESPACE", _ISTIO_SYSTEM, values.namespace),
+        plugin_socket=reader.one(
+            "KEY_MANAGEMENT_ENDPOINT", "/var/run/hsm-socket/.sock", values.socket_path
+        ),
+        kek_id=reader.one("KEY_MANAGEMENT_KEY_ID", "", values.kek_id),
         key_mode=reader.one(
             "CA_KEY_MODE",
             "sealed" if mode.unwraps_key else "resident",
@@ -135,30 +118,30 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
             _choices(KeyMode),
         ),
         key_algorithm=reader.one(
-            "CA_KEY_ALGORITHM", "rsa-2048", _algorithm, _choices(KeyAlgorithm)
+            "CA_KEY_ALGORITHM", "rsa-2048", values.algorithm, _choices(KeyAlgorithm)
         ),
         trust_domain=reader.one("TRUST_DOMAIN", "cluster.local", check_trust_domain),
-        trust_domain_aliases=reader.one("TRUST_DOMAIN_ALIASES", "", _trust_domains),
-        node_agents=reader.one("CA_TRUSTED_NODE_ACCOUNTS", "", _accounts),
-        renewal=reader.one("CA_RENEW_BEFORE", "33%", _renewal),
+        trust_domain_aliases=reader.one("TRUST_DOMAIN_ALIASES", "", values.trust_domains),
+        node_agents=reader.one("CA_TRUSTED_NODE_ACCOUNTS", "", values.accounts),
+        renewal=reader.one("CA_RENEW_BEFORE", "33%", values.renewal_policy),
         cluster_id=reader.text("CLUSTER_ID", "Kubernetes"),
         remote_clusters=reader.choice("REMOTE_CLUSTERS", "false", "true") == "true",
-        listen=reader.one("CA_LISTEN", "0.0.0.0:15012", _address),
-        server_names=reader.one("CA_SERVER_NAMES", _SERVER_NAMES, _dns_names),
-        max_connections=reader.one("CA_MAX_CONNECTIONS", "4096", _connections, "1 to 100000"),
-        max_waiting=reader.one("CA_MAX_WAITING", "4096", _connections, "1 to 100000"),
-        health_listen=reader.optional("HEALTH_LISTEN", _address),
-        metrics_listen=reader.optional("METRICS_LISTEN", _address),
+        listen=reader.one("CA_LISTEN", "0.0.0.0:15012", values.address),
+        server_names=reader.one("CA_SERVER_NAMES", _SERVER_NAMES, values.dns_names),
+        max_connections=reader.one("CA_MAX_CONNECTIONS", "4096", values.count, "1 to 100000"),
+        max_waiting=reader.one("CA_MAX_WAITING", "4096", values.count, "1 to 100000"),
+        health_listen=reader.optional("HEALTH_LISTEN", values.address),
+        metrics_listen=reader.optional("METRICS_LISTEN", values.address),
         jwks_file=reader.optional_path("JWKS_FILE"),
         token_issuer=reader.text("TOKEN_ISSUER", ""),
-        token_audiences=_list(reader.text("TOKEN_AUDIENCES", "istio-ca")),
+        token_audiences=values.listed(reader.text("TOKEN_AUDIENCES", "istio-ca")),
         review_tokens=reader.review_tokens(),
-        token_review_cache=reader.one("TOKEN_REVIEW_CACHE", "10s", _short, "0 to 60s"),
+        token_review_cache=reader.one("TOKEN_REVIEW_CACHE", "10s", values.cache_time, "0 to 60s"),
         ttl=TtlPolicy(
-            default=reader.one("DEFAULT_WORKLOAD_CERT_TTL", "24h", _ttl),
-            maximum=reader.one("MAX_WORKLOAD_CERT_TTL", "2160h", _ttl),
+            default=reader.one("DEFAULT_WORKLOAD_CERT_TTL", "24h", values.lifetime),
+            maximum=reader.one("MAX_WORKLOAD_CERT_TTL", "2160h", values.lifetime),
             clamp=reader.choice("WORKLOAD_CERT_TTL_POLICY", "reject", "clamp") == "clamp",
-            jitter=reader.one("WORKLOAD_CERT_TTL_JITTER", "5%", _fraction, "0% to 50%"),
+            jitter=reader.one("WORKLOAD_CERT_TTL_JITTER", "5%", values.fraction, "0% to 50%"),
         ),
         key_blocklist_file=reader.optional_path("KEY_BLOCKLIST_FILE"),
         issuance_log=reader.issuance_log(),
@@ -170,8 +153,10 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
         publish_root_cert=reader.in_cluster_only("PUBLISH_ROOT_CERT"),
         pod_name=reader.text("POD_NAME", ""),
         pod_uid=reader.text("POD_UID", ""),
-        lease_duration=reader.one("LEADER_LEASE_DURATION", "15s", _lease, "3s to 5m"),
-        drain=reader.one("DRAIN_DURATION", "10s", _duration),
+        lease_duration=reader.one(
+            "LEADER_LEASE_DURATION", "15s", values.lease_duration, "3s to 5m"
+        ),
+        drain=reader.one("DRAIN_DURATION", "10s", values.duration),
         log_format=reader.log_format(),
     )
     reader.check_together(config)
@@ -182,7 +167,7 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
 def read_health_address(environment: Mapping[str, str] | None = None) -> Address | None:
     """Return where `serve` answers about its health; None when it was not told to."""
     reader = _Reader(os.environ if environment is None else environment)
-    address = reader.optional("HEALTH_LISTEN", _address)
+    address = reader.optional("HEALTH_LISTEN", values.address)
     reader.finish()
     return address
 
@@ -226,9 +211,11 @@ class _Reader:
         when_failing = self.choice("ISSUANCE_LOG_WHEN_FAILING", "refuse", "issue")
         settings = IssuanceLogSettings(
             path=path or Path(),
-            max_bytes=self.one("ISSUANCE_LOG_MAX_BYTES", "104857600", _size, "4096 or more"),
+            max_bytes=self.one(
+                "ISSUANCE_LOG_MAX_BYTES", "104857600", values.file_size, "4096 or more"
+            ),
             checkpoint_every=self.one(
-                "ISSUANCE_LOG_CHECKPOINT", "1000", _connections, "1 to 100000"
+                "ISSUANCE_LOG_CHECKPOINT", "1000", values.count, "1 to 100000"
             ),
             issue_without=when_failing == "issue",
         )
@@ -288,16 +275,18 @@ class _Reader:
         services = self.one("ISTIO_REVISIONS", "", self.istiod_names)
         accounts = ",".join(f"{namespace}/{name.partition('.')[0]}" for name in _known(services))
         domain = self.one("CERT_SIGNER_DOMAIN", "", signer_domain)
-        names = self.one("CERT_SIGNER_NAMES", "", lambda text: signer_names(_list(text)))
+        names = self.one("CERT_SIGNER_NAMES", "", lambda text: signer_names(values.listed(text)))
         return CsrSettings(
             signers=tuple(f"{domain}/{name}" for name in _known(names)),
-            requestors=self.one("CSR_REQUESTORS", accounts, lambda text: user_names(_list(text))),
+            requestors=self.one(
+                "CSR_REQUESTORS", accounts, lambda text: user_names(values.listed(text))
+            ),
             dns_names=istiod_dns_names(namespace, _known(services))
-            | frozenset(_known(self.one("CSR_DNS_NAMES", "", _dns_names))),
+            | frozenset(_known(self.one("CSR_DNS_NAMES", "", values.dns_names))),
         )
 
     def istiod_names(self, revisions: str) -> tuple[str, ...]:
-        return istiod_names(self.text("POD_NAMESPACE", _ISTIO_SYSTEM), _list(revisions))
+        return istiod_names(self.text("POD_NAMESPACE", _ISTIO_SYSTEM), values.listed(revisions))
 
     def review_tokens(self) -> bool:
         with_keys = bool(self.text("JWKS_FILE", ""))
@@ -361,120 +350,3 @@ def _known(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _choices(kind: type[KeyMode | KeyAlgorithm | BridgeMode]) -> str:
     return "one of " + ", ".join(entry.value for entry in kind)
-
-
-def _algorithm(text: str) -> KeyAlgorithm:
-    return KeyAlgorithm(text.lower().replace("_", "-"))
-
-
-def _kek_id(text: str) -> str:
-    if not text:
-        raise ValueError("it is not set")
-    if len(text) > _MAX_ID_BYTES or not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError(f"it must be 1 to {_MAX_ID_BYTES} visible ASCII characters")
-    return text
-
-
-def _socket(text: str) -> Path:
-    path = Path(text.removeprefix("unix://").removeprefix("unix:"))
-    if not path.is_absolute():
-        raise ValueError("it must be the absolute path of the HSM plugin's socket")
-    return path
-
-
-def _namespace(text: str) -> str:
-    if not _NAMESPACE.fullmatch(text):
-        raise ValueError("it is not the name of a namespace")
-    return text
-
-
-def _address(text: str) -> Address:
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > _MAX_PORT:
-        raise ValueError("it must be host:port")
-    return Address(host.strip("[]") or "::", int(port))
-
-
-def _dns_names(text: str) -> tuple[str, ...]:
-    names = _list(text)
-    if any(not _DNS_NAME.fullmatch(name) for name in names):
-        raise ValueError("it must be DNS names, separated by commas")
-    return names
-
-
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(entry.strip() for entry in text.split(",") if entry.strip())
-
-
-def _connections(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= 100_000:  # noqa: PLR2004 - said in the message
-        raise ValueError(text)
-    return number
-
-
-def _size(text: str) -> int:
-    number = int(text)
-    if number < 4096:  # noqa: PLR2004 - said in the message
-        raise ValueError(text)
-    return number
-
-
-def _fraction(text: str) -> float:
-    fraction = float(text.removesuffix("%")) / 100
-    if not (0 <= fraction <= 0.5 and text.endswith("%")):  # noqa: PLR2004 - said in the message
-        raise ValueError(text)
-    return fraction
-
-
-def _accounts(text: str) -> frozenset[tuple[str, str]]:
-    pairs = [entry.split("/") for entry in _list(text)]
-    if any(len(pair) != 2 or not all(map(_DNS_NAME.fullmatch, pair)) for pair in pairs):  # noqa: PLR2004 - two parts
-        raise ValueError("it must be <namespace>/<ServiceAccount>, separated by commas")
-    return frozenset((namespace, account) for namespace, account in pairs)
-
-
-def _trust_domains(text: str) -> frozenset[str]:
-    return frozenset(check_trust_domain(name) for name in _list(text))
-
-
-def _duration(text: str) -> timedelta:
-    """Return a Go duration in hours, minutes and seconds."""
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        raise ValueError("it must be a duration such as 24h or 1h30m")
-    hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return timedelta(hours=hours, minutes=minutes, seconds=seconds)
-
-
-def _lease(text: str) -> timedelta:
-    duration = _duration(text)
-    if not timedelta(seconds=3) <= duration <= timedelta(minutes=5):
-        raise ValueError(text)
-    return duration
-
-
-def _renewal(text: str) -> RenewalPolicy:
-    if text.endswith("%"):
-        percent = int(text.removesuffix("%"))
-        if not 1 <= percent <= 90:  # noqa: PLR2004 - said in the message
-            raise ValueError("it must be 1% to 90% of the CA certificate's life, or a duration")
-        return RenewalPolicy(fraction=percent / 100)
-    before = _duration(text)
-    if not before:
-        raise ValueError("it must not be zero")
-    return RenewalPolicy(before)
-
-
-def _short(text: str) -> timedelta:
-    duration = timedelta(0) if text == "0" else _duration(text)
-    if duration > _MAX_CACHE:
-        raise ValueError(text)
-    return duration
-
-
-def _ttl(text: str) -> timedelta:
-    lifetime = _duration(text)
-    if not _MIN_TTL <= lifetime <= _MAX_TTL:
-        raise ValueError("it must be 1m to 87600h")
-    return lifetime

@@ -5,8 +5,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from istiod_ca_bridge.config import Address
 from istiod_ca_bridge.errors import NotServingError
+from istiod_ca_bridge.setting_values import Address
 
 _SECONDS = 3.0
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "[::1]"}  # noqa: S104 - looked up

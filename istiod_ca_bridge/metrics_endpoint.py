@@ -5,9 +5,9 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 
-from istiod_ca_bridge.config import Address
 from istiod_ca_bridge.errors import BridgeError
 from istiod_ca_bridge.metrics import CONTENT_TYPE
+from istiod_ca_bridge.setting_values import Address
 
 _PATH = "/metrics"
 _LARGEST_REQUEST_BYTES = 8 << 10

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 
-from istio_hsm_proto.istio_ca_pb2_grpc import add_IstioCertificateServiceServicer_to_server
 from istiod_ca_bridge.admission import Admission
 from istiod_ca_bridge.authn import TrustDomain
 from istiod_ca_bridge.authority import Authority, authority
 from istiod_ca_bridge.ca_service import CertificateService, ServiceSettings
 from istiod_ca_bridge.ca_wiring import wire_ca
-from istiod_ca_bridge.config import Address, Config
+from istiod_ca_bridge.config import Config
 from istiod_ca_bridge.errors import BridgeError
 from istiod_ca_bridge.files import replace_file
+from istiod_ca_bridge.grpc_servers import ca_server, health_server
 from istiod_ca_bridge.hsm_key import HsmPlugin
 from istiod_ca_bridge.impersonation import NodeAgents
 from istiod_ca_bridge.issuance_log import issuance_log
@@ -43,6 +43,7 @@ from istiod_ca_bridge.revocations import RevocationKeeper
 from istiod_ca_bridge.root_cert import CRL
 from istiod_ca_bridge.root_publisher import RootPublisher, crl_publisher
 from istiod_ca_bridge.server_certificate import ServerCertificate, make_server_certificate
+from istiod_ca_bridge.setting_values import Address
 from istiod_ca_bridge.tls_front import FrontLimits, TlsFront, bind
 from istiod_ca_bridge.tokens import remote_clusters, token_authenticator
 from istiod_ca_bridge.workload_issuer import WorkloadIssuer
@@ -59,16 +60,6 @@ _LONGEST_WAIT_SECONDS = 60.0
 """The clock is looked at this often, for it may jump."""
 
 CA_SERVICE = "istio.v1.auth.IstioCertificateService"
-_OPTIONS = [
-    ("grpc.max_receive_message_length", 64 << 10),
-    ("grpc.max_metadata_size", 32 << 10),
-    ("grpc.max_concurrent_streams", 256),
-    ("grpc.max_connection_idle_ms", 10 * 60 * 1000),
-    ("grpc.max_connection_age_ms", 60 * 60 * 1000),
-    ("grpc.max_connection_age_grace_ms", 30 * 1000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10 * 1000),
-    ("grpc.so_reuseport", 0),
-]
 
 
 async def serve(
@@ -173,7 +164,7 @@ class _Process:
         async with (
             self._log_running(),
             self._ca_api() as (server, listener),
-            self._health_server(),
+            health_server(self._health, self._config.health_listen),
             metrics_endpoint(self._config.metrics_listen, self._metrics.exposition),
         ):
             try:
@@ -363,11 +354,10 @@ class _Process:
             yield None, None
             return
         listener = bind(self._config.listen.host, self._config.listen.port)
-        async with self._server() as server:
+        async with ca_server(self._service(), self._health, self._upstream) as server:
             yield server, listener
 
-    @contextlib.asynccontextmanager
-    async def _server(self) -> AsyncIterator[grpc.aio.Server]:
+    def _service(self) -> CertificateService:
         config = self._config
         tokens = token_authenticator(config, self._jwks, self._cluster, self._clock, self._metrics)
         trust_domain = TrustDomain(config.trust_domain, config.trust_domain_aliases)
@@ -375,55 +365,24 @@ class _Process:
             self._log.warning(
                 "tokens.not_accepted", hint="set TOKEN_REVIEW=kubernetes or JWKS_FILE"
             )
-        server = grpc.aio.server(options=_OPTIONS)
-        add_IstioCertificateServiceServicer_to_server(
-            CertificateService(
-                ServiceSettings(
-                    trust_domain,
-                    config.cluster_id,
-                    in_flight=2 * config.max_waiting + _SIGN_AT_ONCE,
-                ),
-                self._issuer(),
-                self._front.peer,
-                tokens,
-                self._clock,
-                self._log,
-                self._metrics,
-                agents=NodeAgents(config.node_agents, KubernetesPods(self._cluster), trust_domain)
-                if config.node_agents and self._cluster is not None
-                else None,
-                revoked=self._revocations or frozenset(),
-                remote_tokens=self._remotes.tokens_of if self._remotes else lambda _: None,
+        return CertificateService(
+            ServiceSettings(
+                trust_domain,
+                config.cluster_id,
+                in_flight=2 * config.max_waiting + _SIGN_AT_ONCE,
             ),
-            server,
+            self._issuer(),
+            self._front.peer,
+            tokens,
+            self._clock,
+            self._log,
+            self._metrics,
+            agents=NodeAgents(config.node_agents, KubernetesPods(self._cluster), trust_domain)
+            if config.node_agents and self._cluster is not None
+            else None,
+            revoked=self._revocations or frozenset(),
+            remote_tokens=self._remotes.tokens_of if self._remotes else lambda _: None,
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        server.add_insecure_port(f"unix:{self._upstream}")
-        await server.start()
-        try:
-            yield server
-        finally:
-            await server.stop(0)
-
-    @contextlib.asynccontextmanager
-    async def _health_server(self) -> AsyncIterator[None]:
-        """Serve health in the clear, from the first moment on, where the operator wants it."""
-        if self._config.health_listen is None:
-            yield
-            return
-        server = grpc.aio.server(options=_OPTIONS)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        try:
-            server.add_insecure_port(str(self._config.health_listen))
-        except RuntimeError as error:
-            raise BridgeError(
-                f"cannot listen on {self._config.health_listen}", hint="look at HEALTH_LISTEN"
-            ) from error
-        await server.start()
-        try:
-            yield
-        finally:
-            await server.stop(0)
 
 
 async def _until(stop: asyncio.Event) -> None:

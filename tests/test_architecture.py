@@ -56,7 +56,7 @@ DOMAIN = {
 
 EDGES = {
     *("cli", "client", "key_commands", "server", "service", "daemon", "agent"),
-    *("csr_signer", "mode_wiring", "root_publisher"),
+    *("csr_signer", "grpc_servers", "mode_wiring", "root_publisher"),
 }
 """Modules that only `__main__` and other edges may import; so are all that end in _service."""
 
@@ -66,7 +66,7 @@ CONTRACT_USERS = {
         *("server", "client"),
     },
     "vault_client": {"control_call"},
-    "istiod_ca_bridge": {"hsm_key", "ca_service", "server", "csr_signer", "root_publisher"},
+    "istiod_ca_bridge": {"hsm_key", "ca_service", "grpc_servers", "csr_signer", "root_publisher"},
     "istio_hsm_installer": {"issuance_probe"},
 }
 """Modules that speak protobuf."""

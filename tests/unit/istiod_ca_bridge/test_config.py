@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest
 
 from istiod_ca_bridge.ca_key import KeyMode
-from istiod_ca_bridge.config import Address, read_config
+from istiod_ca_bridge.config import read_config
 from istiod_ca_bridge.errors import ConfigError
 from istiod_ca_bridge.issuance_log import IssuanceLogSettings
 from istiod_ca_bridge.mode import BridgeMode
 from istiod_ca_bridge.mode_settings import PlugInSettings
+from istiod_ca_bridge.setting_values import Address
 from istiod_ca_bridge.signer import KeyAlgorithm
 
 LEAST = {"KEY_MANAGEMENT_KEY_ID": "kek"}
