@@ -132,7 +132,7 @@ def sidecars(options: Options) -> Sequence[Document]:
         ],
     }
     bridge = {
-        **_sidecar("istiod-ca-bridge", options.images.bridge, _bridge_env(options)),
+        **_sidecar("istiod-ca-bridge", options.images.bridge, _bridge_env(options), _POD),
         **mode.bridge,
         "startupProbe": {
             "exec": {"command": ["istiod-ca-bridge", "health"]},
@@ -252,13 +252,27 @@ def _bridge_env(options: Options) -> Document:
     }
 
 
-def _sidecar(name: str, image: str, environment: Document) -> dict[str, object]:
-    """Return an init container that keeps running, restricted as PodSecurity wants it."""
+_POD = {"POD_NAME": "metadata.name", "POD_UID": "metadata.uid"}
+
+
+def _sidecar(
+    name: str, image: str, environment: Document, fields: Document | None = None
+) -> dict[str, object]:
+    """Return an init container that keeps running, restricted as PodSecurity wants it.
+
+    `fields`: variables whose values are fields of the pod, by path.
+    """
     return {
         "name": name,
         "image": image,
         "restartPolicy": "Always",
-        "env": [{"name": key, "value": value} for key, value in environment.items()],
+        "env": [
+            *({"name": key, "value": value} for key, value in environment.items()),
+            *(
+                {"name": key, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+                for key, path in (fields or {}).items()
+            ),
+        ],
         "securityContext": {
             "runAsUser": _USER,
             "runAsGroup": _USER,

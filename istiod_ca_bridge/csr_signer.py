@@ -7,7 +7,7 @@ Several replicas may do so at once: the API server takes the first answer, the r
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from datetime import datetime
 
 from istiod_ca_bridge.authority import Authority, new_serial
@@ -21,8 +21,10 @@ from istiod_ca_bridge.errors import (
     RefusedRequestError,
 )
 from istiod_ca_bridge.issue import issue
+from istiod_ca_bridge.ledger import Ledger, of_request
 from istiod_ca_bridge.log import EventLog
 from istiod_ca_bridge.observed import Listing
+from istiod_ca_bridge.policy import check_not_listed
 from istiod_ca_bridge.signing_request import (
     SigningPolicy,
     SigningRequest,
@@ -50,6 +52,9 @@ class CsrSigner:
         authority: Callable[[], Authority | None],
         clock: Callable[[], datetime],
         log: EventLog,
+        *,
+        ledger: Ledger | None = None,
+        blocked_keys: Container[bytes] = frozenset(),
     ) -> None:
         self._requests = requests
         self._signers = signers
@@ -57,6 +62,8 @@ class CsrSigner:
         self._authority = authority
         self._clock = clock
         self._log = log
+        self._ledger = ledger
+        self._blocked_keys = blocked_keys
         self._open: dict[str, SigningRequest] = {}
         self._attempts: dict[str, int] = {}
         self._due: asyncio.Queue[str] = asyncio.Queue()
@@ -163,14 +170,18 @@ class CsrSigner:
                 ca_not_after=authority.not_after,
                 serial=new_serial(),
             )
+            check_not_listed(grant.public_key, self._blocked_keys, authority.signer.public_key)
         except (ForbiddenError, RefusedRequestError) as error:
             await self._refuse(request, error)
             return
         leaf = await issue(authority.issuer, grant)
+        names = (*grant.uris, *grant.dns_names)
+        if self._ledger is not None:
+            await self._ledger.record(of_request(leaf, authority, names, request.requestor))
         await self._requests.issue(request, pem_of(leaf) + authority.intermediates_pem)
         self._log.info(
             "certificate.issued",
-            identity=",".join((*grant.uris, *grant.dns_names)),
+            identity=",".join(names),
             serial=f"{leaf.serial_number:x}",
             not_after=leaf.not_valid_after_utc,
             by="csr",

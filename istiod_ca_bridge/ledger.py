@@ -46,6 +46,19 @@ def of_server(leaf: x509.Certificate, authority: Authority, names: tuple[str, ..
     }
 
 
+def of_request(
+    leaf: x509.Certificate, authority: Authority, names: tuple[str, ...], requestor: str
+) -> Facts:
+    """Return what is kept of a CertificateSigningRequest's certificate."""
+    return {
+        "serial": f"{leaf.serial_number:x}",
+        "names": ",".join(names)[:_MAX_NAMES],
+        "by": "csr",
+        "requestor": requestor[:_MAX_NAMES],
+        **_of_any(leaf, authority),
+    }
+
+
 def _of_any(leaf: x509.Certificate, authority: Authority) -> Facts:
     return {
         "key_sha256": hashlib.sha256(key_der(leaf.public_key())).hexdigest(),

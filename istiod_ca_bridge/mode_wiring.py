@@ -1,6 +1,6 @@
 """The parts of two modes, put together from the settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from datetime import datetime
 
 from istiod_ca_bridge.authority import Authority
@@ -8,6 +8,7 @@ from istiod_ca_bridge.config import Config
 from istiod_ca_bridge.csr_signer import CsrSigner
 from istiod_ca_bridge.kube_client import Cluster
 from istiod_ca_bridge.kube_csr import KubernetesSigningRequests
+from istiod_ca_bridge.ledger import Ledger
 from istiod_ca_bridge.log import EventLog
 from istiod_ca_bridge.plug_in_dir import PlugInDirectory
 from istiod_ca_bridge.signing_request import SigningPolicy
@@ -29,6 +30,9 @@ def csr_signer(
     authority: Callable[[], Authority | None],
     clock: Callable[[], datetime],
     log: EventLog,
+    *,
+    ledger: Ledger | None,
+    blocked_keys: Container[bytes],
 ) -> CsrSigner | None:
     """Return the signer of istiod's requests; None in another mode."""
     settings = config.csr
@@ -41,4 +45,13 @@ def csr_signer(
         ttl=config.ttl,
     )
     requests = KubernetesSigningRequests(cluster)
-    return CsrSigner(requests, settings.signers, policy, authority, clock, log)
+    return CsrSigner(
+        requests,
+        settings.signers,
+        policy,
+        authority,
+        clock,
+        log,
+        ledger=ledger,
+        blocked_keys=blocked_keys,
+    )

@@ -3,13 +3,16 @@
 From the CSR only the public key is taken. Everything else in a certificate comes from here.
 """
 
+import hashlib
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 from istiod_ca_bridge.der import MALFORMED
 from istiod_ca_bridge.errors import (
@@ -18,7 +21,7 @@ from istiod_ca_bridge.errors import (
     RefusedRequestError,
 )
 from istiod_ca_bridge.identity import WorkloadIdentity
-from istiod_ca_bridge.signer import PublicKey
+from istiod_ca_bridge.signer import PublicKey, key_der
 from istiod_ca_bridge.weak_keys import weakness
 
 MAX_CSR_BYTES = 16 << 10
@@ -79,6 +82,20 @@ def granted_lifetime(requested_seconds: int, policy: TtlPolicy, draw: float = 0.
     elif requested_seconds:
         lifetime = timedelta(seconds=requested_seconds)
     return timedelta(seconds=math.ceil(lifetime.total_seconds() * (1 - policy.jitter * draw)))
+
+
+def check_not_listed(
+    key: CertificatePublicKeyTypes, blocked: Container[bytes], ca_key: CertificatePublicKeyTypes
+) -> None:
+    """Return when the key is neither the CA's own nor listed.
+
+    `blocked`: SHA-256 digests of SubjectPublicKeyInfos. RefusedRequestError otherwise.
+    """
+    spki = key_der(key)
+    if hashlib.sha256(spki).digest() in blocked:
+        raise RefusedRequestError("the CSR's key is on this CA's list of keys to refuse")
+    if spki == key_der(ca_key):
+        raise RefusedRequestError("the CSR's key is the CA's own")
 
 
 def grant_workload(

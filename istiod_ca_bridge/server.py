@@ -134,7 +134,15 @@ class _Process:
             else None
         )
         self._plug_in = plug_in_directory(config)
-        self._csr_signer = csr_signer(config, self._cluster, lambda: self._served, clock, log)
+        self._csr_signer = csr_signer(
+            config,
+            self._cluster,
+            lambda: self._served,
+            clock,
+            log,
+            ledger=self._issuance_log,
+            blocked_keys=self._blocklist or frozenset(),
+        )
         self._crl_publisher = (
             crl_publisher(KubernetesRootCertificates(self._cluster, *CRL), log)
             if config.crl and config.publish_root_cert and self._cluster is not None

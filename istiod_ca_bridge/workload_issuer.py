@@ -1,6 +1,5 @@
 """A known caller's CSR -> its certificate: policy, a place at the key, signature, log."""
 
-import hashlib
 import random
 import time
 from collections.abc import Callable
@@ -11,11 +10,16 @@ from typing import TYPE_CHECKING
 from istiod_ca_bridge.admission import Admission
 from istiod_ca_bridge.authn import Caller
 from istiod_ca_bridge.authority import Authority, new_serial
-from istiod_ca_bridge.errors import NotServingError, RefusedRequestError
+from istiod_ca_bridge.errors import NotServingError
 from istiod_ca_bridge.issue import issue
 from istiod_ca_bridge.ledger import Ledger, of_workload
-from istiod_ca_bridge.policy import TtlPolicy, grant_workload, granted_lifetime, requested_key
-from istiod_ca_bridge.signer import key_der
+from istiod_ca_bridge.policy import (
+    TtlPolicy,
+    check_not_listed,
+    grant_workload,
+    granted_lifetime,
+    requested_key,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -59,15 +63,11 @@ class WorkloadIssuer:
         """
         key = requested_key(csr)
         lifetime = granted_lifetime(seconds, self._ttl, random.random())  # noqa: S311 - jitter
-        spki = key_der(key)
-        if hashlib.sha256(spki).digest() in self._blocked_keys:
-            raise RefusedRequestError("the CSR's key is on this CA's list of keys to refuse")
         async with self._admission.place(caller.identity.namespace, self._by(caller, gives_up)):
             authority = self._authority()
             if authority is None:
                 raise NotServingError("the CA has no certificate yet")
-            if spki == key_der(authority.signer.public_key):
-                raise RefusedRequestError("the CSR's key is the CA's own")
+            check_not_listed(key, self._blocked_keys, authority.signer.public_key)
             grant = grant_workload(
                 key,
                 caller.identity,

@@ -9,7 +9,12 @@ from istio_hsm_installer.steps.kube_object import plan_object, undo_object
 from istio_hsm_installer.steps.step import Area, Change, World
 
 _RBAC = "rbac.authorization.k8s.io"
-_SECRETS = ("istio-ca-encrypted-key", "istio-ca-cert-csr", "istio-ca-cert")
+_LIFECYCLE = ("istio-ca-encrypted-key", "istio-ca-cert-csr", "istio-ca-cert")
+_PASSING = (
+    *("istio-ca-cert-csr-renewal", "istio-ca-rotation", "istio-ca-encrypted-key-next"),
+    *("istio-ca-cert-csr-next", "istio-ca-cert-next", "istio-ca-encrypted-key-previous"),
+)
+"""Secrets that a renewal or a rotation writes and takes away again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +62,16 @@ class BridgeRights:
 
 def _in_namespace(mode: Mode) -> Sequence[Document]:
     rules = [
-        _rule("", "secrets", ["get"], _SECRETS),
+        _rule("", "secrets", ["get"], (*_LIFECYCLE, *_PASSING)),
+        _rule("", "secrets", ["patch"], ("istio-ca-rotation", *_LIFECYCLE)),
+        _rule("", "secrets", ["delete"], _PASSING),
         _rule("", "secrets", ["create"]),  # RBAC cannot bind `create` to names
+        _rule("coordination.k8s.io", "leases", ["get", "patch"], ["istiod-ca-bridge"]),
+        _rule("coordination.k8s.io", "leases", ["create"]),
+        _rule("events.k8s.io", "events", ["create", "patch"]),
+        _rule("", "pods", ["get"]),
+        _rule("", "configmaps", ["get", "patch"], ["istio-hsm-ca-status"]),
+        _rule("", "configmaps", ["create"]),
     ]
     if mode is Mode.CA_SERVER:
         rules.append(_rule("", "secrets", ["get", "patch"], ["istiod-tls"]))
@@ -72,6 +85,8 @@ def _everywhere(options: Options) -> Sequence[Document]:
             _rule("certificates.k8s.io", csr, ["list", "watch"]),
             _rule("certificates.k8s.io", f"{csr}/status", ["update"]),
             _rule("certificates.k8s.io", "signers", ["sign"], [str(options.istio.cert_signer)]),
+            _rule("", "namespaces", ["list", "watch"]),
+            _rule("", "configmaps", ["list", "watch"], ["istio-ca-root-cert"]),
         ]
     if options.mode is Mode.CA_SERVER:
         return [

@@ -176,7 +176,8 @@ def test_the_bridges_other_modes_are_accepted_and_their_pods_are_restricted_too(
     [bridge] = pod_of(only(objects, "Deployment"))["spec"]["containers"]
     assert {"name": "BRIDGE_MODE", "value": mode} in bridge["env"]
     signer = form == "csr-signer"
-    assert [port["name"] for port in bridge["ports"]] == ["grpc-ca", "grpc-health"][signer:]
+    ports = ["grpc-ca", "grpc-health", "http-metrics"]
+    assert [port["name"] for port in bridge["ports"]] == ports[signer:]
     assert len([entry for entry in objects if entry["kind"] == "Service"]) == (not signer)
 
 
@@ -189,7 +190,8 @@ def test_the_signer_gets_the_rights_that_its_own_tests_run_it_with(tmp_path: Pat
         assert only(built, kind)["rules"] == only(tested, kind)["rules"]
     settings = only(built, "ConfigMap")["data"]
     signer = f"{settings['CERT_SIGNER_DOMAIN']}/{settings['CERT_SIGNER_NAMES']}"
-    assert only(built, "ClusterRole")["rules"][-1]["resourceNames"] == [signer]
+    [signing] = [rule for rule in only(built, "ClusterRole")["rules"] if rule["verbs"] == ["sign"]]
+    assert signing["resourceNames"] == [signer]
     values = load("helm/istiod-csr-signer.yaml")
     assert values["pilot"]["env"]["CERT_SIGNER_DOMAIN"] == settings["CERT_SIGNER_DOMAIN"]
     assert values["global"]["certSigners"] == [signer]

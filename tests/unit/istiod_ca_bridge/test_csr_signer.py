@@ -1,4 +1,5 @@
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -6,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from istiod_ca_bridge.authority import Authority, authority
 from istiod_ca_bridge.chain import CaChain
@@ -13,10 +15,13 @@ from istiod_ca_bridge.csr_signer import CsrSigner
 from istiod_ca_bridge.errors import (
     AnsweredElsewhereError,
     ClusterUnavailableError,
+    IssuanceLogError,
     KeyServiceUnavailableError,
 )
+from istiod_ca_bridge.issuance_chain import Facts
+from istiod_ca_bridge.ledger import Ledger
 from istiod_ca_bridge.observed import Change, Listing
-from istiod_ca_bridge.signer import PublicKey
+from istiod_ca_bridge.signer import PublicKey, key_der
 from istiod_ca_bridge.signing_request import Requests, SigningRequest
 from tests.support import pki
 from tests.unit.istiod_ca_bridge.doubles import (
@@ -93,7 +98,11 @@ def ca() -> Authority:
 
 @asynccontextmanager
 async def running(
-    cluster: Cluster, *serving: Authority, replicas: int = 1
+    cluster: Cluster,
+    *serving: Authority,
+    replicas: int = 1,
+    ledger: Ledger | None = None,
+    blocked_keys: frozenset[bytes] = frozenset(),
 ) -> AsyncIterator[list[str]]:
     log, lines = recorded_log()
     signers = [
@@ -104,6 +113,8 @@ async def running(
             lambda: serving[0] if serving else None,
             lambda: NOW,
             log,
+            ledger=ledger,
+            blocked_keys=blocked_keys,
         )
         for _ in range(replicas)
     ]
@@ -147,6 +158,45 @@ async def test_a_refused_request_fails_with_its_reason() -> None:
     assert cluster.failed["foreign"] == ("Forbidden", "trust domain evil.test is not of this mesh")
     assert cluster.failed["empty"] == ("Invalid", "the CSR is empty")
     assert cluster.certificates == {}
+
+
+async def test_a_listed_key_is_refused() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    listed = replace(named("listed"), csr_pem=csr(uri(CART), key=key))
+    blocked = frozenset({hashlib.sha256(key_der(key.public_key())).digest()})
+    cluster = Cluster({"listed": listed, "good": named("good")})
+    async with running(cluster, ca(), blocked_keys=blocked):
+        await until(lambda: cluster.failed and cluster.certificates)
+
+    assert cluster.failed == {
+        "listed": ("Invalid", "the CSR's key is on this CA's list of keys to refuse")
+    }
+    assert list(cluster.certificates) == ["good"]
+
+
+class Book:
+    """A ledger that cannot be written at first."""
+
+    def __init__(self, failures: int) -> None:
+        self.kept: list[Facts] = []
+        self._failures = failures
+
+    async def record(self, facts: Facts) -> None:
+        if self._failures:
+            self._failures -= 1
+            raise IssuanceLogError("the disk is full")
+        self.kept.append(facts)
+
+
+async def test_what_the_issuance_log_does_not_hold_does_not_leave() -> None:
+    cluster, book = Cluster({"one": named("one")}), Book(failures=1)
+    async with running(cluster, ca(), ledger=book) as lines:
+        await until(lambda: "one" in cluster.certificates)
+
+    leaf = x509.load_pem_x509_certificates(cluster.certificates["one"].encode())[0]
+    assert [facts["serial"] for facts in book.kept] == [f"{leaf.serial_number:x}"]
+    assert (book.kept[0]["by"], book.kept[0]["names"]) == ("csr", CART)
+    assert any("the disk is full" in line for line in lines)
 
 
 async def test_requests_wait_for_the_ca_and_outlast_an_api_server_that_is_away() -> None:
