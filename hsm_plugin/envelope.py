@@ -5,13 +5,14 @@ of the encoded header as additional data, 12-byte IVs under a DEK. The DEK trave
 (RFC 7517) inside a JWE that the KEK encrypts in the token.
 """
 
-import base64
 import binascii
 import json
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -26,7 +27,12 @@ DEK_BYTES = 32
 DEK_IV_BYTES = 12
 KEK_IV_BYTES = 16
 _PARTS = 5
-_BASE64URL = re.compile(rb"[A-Za-z0-9_-]*", re.ASCII)
+_TO_URL = bytes.maketrans(b"+/", b"-_")
+_FROM_URL = bytes.maketrans(b"-_+/=", b"+/\0\0\0")
+"""To the alphabet that binascii reads; what base64url has not becomes what it refuses."""
+_REMEMBERED_BYTES = 1024
+_REMEMBERED_HEADERS = 512
+"""Headers, which are public, are few and come again and again: one for each DEK and context."""
 _KID = re.compile(r"[0-9a-f]{1,128}", re.ASCII)
 
 
@@ -136,11 +142,20 @@ class Dek:
 
 def protected_header(kid: str, context: bytes = b"") -> bytes:
     """Return the encoded header, its members in the reference's order."""
+    if len(context) > _REMEMBERED_BYTES:
+        return _protected_header(kid, context)
+    return _remembered_protected_header(kid, context)
+
+
+def _protected_header(kid: str, context: bytes) -> bytes:
     members = {"alg": "dir", "kid": kid}
     if context:
         members["_thales_aad"] = encode(context).decode()
     members["enc"] = "A256GCM"
     return encode(json.dumps(members, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+_remembered_protected_header = lru_cache(_REMEMBERED_HEADERS)(_protected_header)
 
 
 def serialize(protected: bytes, sealed: Sealed) -> bytes:
@@ -166,7 +181,8 @@ def split(blob: bytes, name: str) -> CompactJwe:
         )
     if len(parts[0]) > MAX_HEADER_BYTES:
         raise RejectedBlobError(f"the header of {name} is longer than {MAX_HEADER_BYTES} bytes")
-    header = _json_object(decode(parts[0], f"the header of {name}"), f"the header of {name}")
+    read_header = _remembered_header if len(parts[0]) <= _REMEMBERED_BYTES else _header
+    header = read_header(parts[0], name)
     if "crit" in header or "zip" in header:
         raise RejectedBlobError(f"{name} asks for a JWE extension that is not supported")
     kid = header.get("kid")
@@ -199,6 +215,14 @@ def read(jwe: CompactJwe, name: str) -> Jwe:
     )
 
 
+def _header(protected: bytes, name: str) -> Mapping[str, object]:
+    what = f"the header of {name}"
+    return MappingProxyType(_json_object(decode(protected, what), what))
+
+
+_remembered_header = lru_cache(_REMEMBERED_HEADERS)(_header)
+
+
 def _tampered(name: str) -> RejectedBlobError:
     return RejectedBlobError(
         f"{name} does not authenticate: it was changed, or made with another key",
@@ -218,14 +242,14 @@ def _json_object(text: bytes, name: str) -> dict[str, object]:
 
 def encode(data: bytes | bytearray) -> bytes:
     """Return base64url without padding (RFC 7515, section 2)."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=")
+    return binascii.b2a_base64(data, newline=False).translate(_TO_URL).rstrip(b"=")
 
 
 def decode(text: bytes, name: str) -> bytes:
     """Return what `encode` was given; RejectedBlobError, naming `name`, for another text."""
-    if not _BASE64URL.fullmatch(text):
-        raise RejectedBlobError(f"{name} is not base64url")
     try:
-        return base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4))
-    except (binascii.Error, ValueError):
+        return binascii.a2b_base64(
+            text.translate(_FROM_URL) + b"=" * (-len(text) % 4), strict_mode=True
+        )
+    except ValueError:
         raise RejectedBlobError(f"{name} is not base64url") from None
