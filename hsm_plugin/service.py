@@ -2,9 +2,10 @@
 
 import os
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from hashlib import sha256
 from typing import TypeVar
 
 from cryptography import x509
@@ -16,7 +17,7 @@ from hsm_plugin.envelope import MAX_BLOB_BYTES, Dek
 from hsm_plugin.errors import BadRequestError, RejectedBlobError, UnsupportedError
 from hsm_plugin.kek_blobs import Purpose
 from hsm_plugin.keys import AsyncKeyStore, KekCipher, TrustedRoot, checked_id
-from hsm_plugin.token_memory import TokenMemory
+from hsm_plugin.token_memory import TokenMemory, Validity
 from istio_hsm_proto import kms_istio_v1_pb2 as pb
 
 _Argument = TypeVar("_Argument")
@@ -146,11 +147,15 @@ class KeyManagement:
         blobs = list(request.certificates)
         if len(blobs) > trust.MAX_CERTIFICATES:
             raise BadRequestError(f"more than {trust.MAX_CERTIFICATES} certificates were given")
-        certificates = [
-            trust.load_certificate(blob, f"certificate {index}")
-            for index, blob in enumerate(blobs, start=1)
-        ]
-        trust.verify_chain(certificates, await self._roots(), self._now())
+        chain, now = _digest(blobs), self._now()
+        if not self._memory.is_verified(chain, now):
+            certificates = [
+                trust.load_certificate(blob, f"certificate {index}")
+                for index, blob in enumerate(blobs, start=1)
+            ]
+            roots = await self._roots()
+            path = trust.verify_chain(certificates, roots, now)
+            self._memory.keep_chain(chain, _validity(path), roots)
         return pb.VerifyCertChainResponse(successful_verification=True)
 
     async def _roots(self) -> list[x509.Certificate]:
@@ -190,6 +195,18 @@ async def _at_once(argument: _Argument, make: Callable[[_Argument], bytes]) -> b
 def utc_now() -> datetime:
     """Return the time now, aware, in UTC."""
     return datetime.now(UTC)
+
+
+def _digest(blobs: Sequence[bytes]) -> bytes:
+    """Return the SHA-256 of a list: of its digests, so that no two lists are written alike."""
+    return sha256(b"".join(sha256(blob).digest() for blob in blobs)).digest()
+
+
+def _validity(path: Sequence[x509.Certificate]) -> Validity:
+    return Validity(
+        begin=max(entry.not_valid_before_utc for entry in path),
+        end=min(entry.not_valid_after_utc for entry in path),
+    )
 
 
 def _checked_aad(aad: bytes) -> None:

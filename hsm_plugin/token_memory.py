@@ -6,8 +6,9 @@ that is gone stops its keys from being used. Nothing here reads a clock: it is p
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from cryptography import x509
 
@@ -17,6 +18,7 @@ DEK_SECONDS = 60.0
 MAX_DEKS = 1024
 ROOT_SECONDS = 10.0
 """Another plugin on the same token may import a root too."""
+MAX_CHAINS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,14 @@ class Recollection:
     """The moment in which the token is asked; what was lost in the meantime is not kept."""
 
     generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """When every certificate of a verified path is valid, both ends included."""
+
+    begin: datetime
+    end: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,8 @@ class TokenMemory:
         self._deks: OrderedDict[bytes, _Kept] = OrderedDict()
         self._roots: list[x509.Certificate] | None = None
         self._roots_expire_at = 0.0
+        self._chains: dict[bytes, Validity] = {}
+        """Chains that these roots verified, by digest."""
 
     def begin(self) -> Recollection:
         """Return what `keep_dek` and `keep_roots` are given: take it before asking the token."""
@@ -74,10 +86,24 @@ class TokenMemory:
         """Remember all imported roots."""
         if begun.generation == self._generation:
             self._roots, self._roots_expire_at = roots, self._now() + ROOT_SECONDS
+            self._chains.clear()
+
+    def is_verified(self, chain: bytes, now: datetime) -> bool:
+        """Tell whether the remembered roots verified this chain, and it is valid now."""
+        validity = self._chains.get(chain) if self.roots() is not None else None
+        return validity is not None and validity.begin <= now <= validity.end
+
+    def keep_chain(
+        self, chain: bytes, validity: Validity, roots: Sequence[x509.Certificate]
+    ) -> None:
+        """Remember a verified chain, if these are still the roots that are remembered."""
+        if roots is self._roots and len(self._chains) < MAX_CHAINS:
+            self._chains[chain] = validity
 
     def forget_roots(self) -> None:
-        """Forget the roots, and what is being read of them now."""
+        """Forget the roots, what they verified, and what is being read of them now."""
         self._generation += 1
+        self._chains.clear()
         self._roots = None
         self._roots_expire_at = 0.0
 

@@ -1,11 +1,23 @@
 """What is remembered of the token lives for a bounded time, and not beyond its loss."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from hsm_plugin.envelope import Dek
 from hsm_plugin.errors import HsmUnavailableError
-from hsm_plugin.token_memory import DEK_SECONDS, ROOT_SECONDS, TokenMemory
+from hsm_plugin.token_memory import (
+    DEK_SECONDS,
+    MAX_CHAINS,
+    ROOT_SECONDS,
+    TokenMemory,
+    Validity,
+)
 from tests.support import pki
+
+NOW = datetime(2026, 1, 31, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+VALIDITY = Validity(NOW - timedelta(days=1), NOW + timedelta(days=1))
 
 
 class Clock:
@@ -125,6 +137,49 @@ def test_roots_that_were_read_before_an_import_are_not_kept(memory: TokenMemory)
     memory.forget_roots()
     memory.keep_roots([], begun)
     assert memory.roots() is None
+
+
+def test_a_verified_chain_is_remembered_while_it_is_valid(memory: TokenMemory) -> None:
+    roots = [pki.root().certificate]
+    memory.keep_roots(roots, memory.begin())
+    memory.keep_chain(b"chain", VALIDITY, roots)
+    assert memory.is_verified(b"chain", NOW)
+    assert not memory.is_verified(b"another", NOW)
+    assert memory.is_verified(b"chain", VALIDITY.end)
+    assert not memory.is_verified(b"chain", VALIDITY.end + SECOND)
+    assert not memory.is_verified(b"chain", VALIDITY.begin - SECOND)
+
+
+def test_a_chain_is_forgotten_with_the_roots_that_verified_it(
+    memory: TokenMemory, clock: Clock
+) -> None:
+    for forget in (
+        memory.forget_roots,
+        memory.clear,
+        lambda: memory.keep_roots([], memory.begin()),
+        lambda: setattr(clock, "seconds", clock.seconds + ROOT_SECONDS),
+    ):
+        roots = [pki.root().certificate]
+        memory.keep_roots(roots, memory.begin())
+        memory.keep_chain(b"chain", VALIDITY, roots)
+        assert memory.is_verified(b"chain", NOW)
+        forget()
+        assert not memory.is_verified(b"chain", NOW)
+
+
+def test_what_other_roots_verified_is_not_kept(memory: TokenMemory) -> None:
+    roots = [pki.root().certificate]
+    memory.keep_roots(roots, memory.begin())
+    memory.keep_chain(b"chain", VALIDITY, list(roots))
+    assert not memory.is_verified(b"chain", NOW)
+
+
+def test_only_so_many_chains_are_kept(memory: TokenMemory) -> None:
+    roots = [pki.root().certificate]
+    memory.keep_roots(roots, memory.begin())
+    for number in range(MAX_CHAINS + 1):
+        memory.keep_chain(bytes([number % 256, number // 256]), VALIDITY, roots)
+    assert not memory.is_verified(bytes([MAX_CHAINS % 256, MAX_CHAINS // 256]), NOW)
 
 
 def test_a_dek_shows_no_key() -> None:
