@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hsm_plugin.errors import BadRequestError, HsmPluginError, HsmUnavailableError
 from hsm_plugin.key_reference import KeyUse
 from hsm_plugin.key_reference import key_id as key_id_of
-from hsm_plugin.trust import load_certificate, to_der
+from hsm_plugin.trust import MALFORMED, load_certificate, to_der
 from istio_hsm_proto import kms_istio_v1_pb2 as pb
 from istio_hsm_proto import kms_istio_v1_pb2_grpc as pb_grpc
 from istio_hsm_proto import rotation_v1_pb2 as rotation
@@ -75,7 +75,7 @@ class Client:
         try:
             csr = x509.load_pem_x509_csr(response.plaintext)
             is_genuine = csr.is_signature_valid
-        except ValueError:
+        except MALFORMED:
             is_genuine = False
         if not is_genuine:
             raise BadRequestError(
@@ -101,7 +101,7 @@ class Client:
         """
         try:
             target, *others = x509.load_pem_x509_certificates(_read(path))
-        except ValueError:
+        except MALFORMED:
             raise BadRequestError(
                 f"{path} holds no PEM certificate", hint="give the chain, its leaf first"
             ) from None

@@ -107,14 +107,14 @@ def serve_config(
         )
         if not value
     ]
-    if module and not Path(module).is_file():
+    if module and not os.path.isfile(module):  # noqa: PTH113 - Path raises on a name too long
         faults.append(f"the PKCS#11 module {module} (P11_LIB) does not exist")
     ways = listen or ListenSettings()
     folder = Path(socket).absolute().parent
     if socket:
         faults += _socket_faults(Path(socket).absolute(), is_used=ways.unix or not state_dir)
     kept = Path(state_dir) if state_dir else folder
-    if state_dir and not (kept.is_dir() and os.access(kept, os.W_OK)):
+    if state_dir and not (os.path.isdir(kept) and os.access(kept, os.W_OK)):  # noqa: PTH112 - as above
         faults.append(f"the state folder {kept} (HSM_PLUGIN_STATE_DIR) cannot be written")
     if not 1 <= sessions <= 256:  # noqa: PLR2004 - said in the message
         faults.append("--sessions must be 1 to 256")
@@ -156,7 +156,7 @@ def serve_config(
 def _socket_faults(path: Path, *, is_used: bool) -> list[str]:
     """`is_used`: the socket, or its folder for the state, is needed."""
     faults = []
-    if is_used and not path.parent.is_dir():
+    if is_used and not os.path.isdir(path.parent):
         faults.append(f"the socket's folder {path.parent} (SOCKET) does not exist")
     if len(os.fsencode(path)) > _MAX_SOCKET_BYTES:
         faults.append(f"the socket's path (SOCKET) is longer than {_MAX_SOCKET_BYTES} bytes")

@@ -136,7 +136,7 @@ class PinGuard:
             return {}
         except OSError as error:
             raise _unusable(self._path, error) from None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise PinRefusedError(
                 f"the record of PIN attempts {self._path} is damaged",
                 hint="make sure that the PIN is right, then delete this file",

@@ -29,6 +29,16 @@ _UNDERSTOOD = {
     ExtensionOID.EXTENDED_KEY_USAGE,
     ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
 }
+MALFORMED = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""All that `cryptography` raises about bytes that are no certificate or request."""
+
 _PEM_MARK = b"-----BEGIN CERTIFICATE-----"
 _FORM_HINT = "give one X.509 certificate, PEM or DER"
 
@@ -49,7 +59,7 @@ def load_certificate(blob: bytes, name: str) -> x509.Certificate:
         else:
             certificate = x509.load_der_x509_certificate(blob)
         _ = certificate.subject, certificate.issuer  # read lazily: a name may be malformed
-    except ValueError:
+    except MALFORMED:
         raise RejectedChainError(
             f"{name} is not a certificate in PEM or DER", hint=_FORM_HINT
         ) from None
@@ -151,7 +161,7 @@ def _issuers_of(
 def _signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
+    except (InvalidSignature, *MALFORMED):
         return False
     return True
 
@@ -174,7 +184,7 @@ def _check_strength(certificate: x509.Certificate) -> None:
     try:
         key = certificate.public_key()
         algorithm = certificate.signature_hash_algorithm
-    except (ValueError, UnsupportedAlgorithm):
+    except MALFORMED:
         raise RejectedChainError(f"{_name(certificate)} uses an unknown algorithm") from None
     match key:
         case rsa.RSAPublicKey():
@@ -236,7 +246,7 @@ def _check_issuer(issuer: x509.Certificate, *, below: int) -> None:
 def _extensions(certificate: x509.Certificate) -> x509.Extensions:
     try:
         return certificate.extensions
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+    except MALFORMED:
         raise RejectedChainError(f"{_name(certificate)} has malformed extensions") from None
 
 
