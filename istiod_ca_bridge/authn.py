@@ -18,7 +18,7 @@ MAX_KEYS = 32
 TOKEN_LEEWAY = timedelta(seconds=30)
 TOKEN_ALGORITHMS = ("RS256", "RS384", "RS512", "ES256", "ES384")
 _MAX_NAME = 253
-_KEY_TYPES = {"RSA", "EC"}
+_KEY_TYPES = ("RSA", "EC")
 
 
 class Method(Enum):
@@ -113,9 +113,9 @@ def key_set(document: object) -> dict[str, jwt.PyJWK]:
             continue
         try:
             key = jwt.PyJWK(entry)
-        except (jwt.PyJWTError, ValueError):
+        except (jwt.PyJWTError, *MALFORMED):
             continue
-        if key.algorithm_name in TOKEN_ALGORITHMS:
+        if key.algorithm_name in TOKEN_ALGORITHMS and isinstance(key.key_id, str | None):
             keys[key.key_id or ""] = key
     if not keys:
         raise ConfigError("the JWKS holds no usable public key", hint="RSA, P-256 or P-384")
@@ -180,9 +180,9 @@ class SignedTokenAuthenticator:
         starts = claims.get("nbf", claims.get("iat", 0))
         if not isinstance(expires, int | float) or not isinstance(starts, int | float):
             raise UnauthenticatedError("the token is refused: it is malformed")
-        if now >= expires + leeway:
+        if not now - leeway < expires:
             raise UnauthenticatedError("the token is refused: it is expired")
-        if now < starts - leeway:
+        if not now + leeway >= starts:
             raise UnauthenticatedError("the token is refused: it is not valid yet")
 
 

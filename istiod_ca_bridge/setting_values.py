@@ -9,7 +9,7 @@ from istiod_ca_bridge.identity import check_trust_domain
 from istiod_ca_bridge.renewal import RenewalPolicy
 from istiod_ca_bridge.signer import KeyAlgorithm
 
-_DURATION = re.compile(r"(?=.)(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_DURATION = re.compile(r"(?=.)(?:([0-9]{1,7})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,9})s)?")
 _MIN_TTL = timedelta(minutes=1)
 _MAX_TTL = timedelta(days=3650)
 _MAX_CACHE = timedelta(minutes=1)

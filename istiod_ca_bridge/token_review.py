@@ -149,7 +149,10 @@ def _life_left(token: str, now: datetime) -> float:
     expires = claims.get("exp")
     if not isinstance(expires, int | float):
         raise UnauthenticatedError("the token is refused: it lacks an expiry")
-    left = expires - now.timestamp()
+    try:
+        left = expires - now.timestamp()
+    except OverflowError:
+        raise UnauthenticatedError("the token is refused: it is malformed") from None
     if not left > 0:
         raise UnauthenticatedError("the token is refused: it is expired")
     return left
