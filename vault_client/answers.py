@@ -44,8 +44,18 @@ def grant_of(answer: Answer) -> Grant:
     if not isinstance(token, str) or not token:
         raise ServerError("Vault's answer to a login holds no token", hint="check VAULT_ADDR")
     return Grant(
-        Secret(token.encode()), number(auth.get("lease_duration")), auth.get("renewable") is True
+        Secret(encoded(token)), number(auth.get("lease_duration")), auth.get("renewable") is True
     )
+
+
+def encoded(text: str) -> bytes:
+    """Return the text's UTF-8; ServerError for lone surrogates, which JSON can spell."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise ServerError(
+            "Vault answers a text that is no Unicode", hint="write the value anew"
+        ) from None
 
 
 def mapping(value: object) -> Mapping[str, object]:
@@ -55,16 +65,19 @@ def mapping(value: object) -> Mapping[str, object]:
 
 def number(value: object) -> float:
     """Return the value if it is a number, else 0."""
-    return float(value) if isinstance(value, int | float) else 0.0
+    try:
+        return float(value) if isinstance(value, int | float) else 0.0
+    except OverflowError:
+        return 0.0
 
 
 def retry_after(value: str | None, now: datetime) -> float | None:
     """Return the seconds in a Retry-After header (RFC 9110, 10.2.3), either form."""
     if value is None:
         return None
-    if value.strip().isdigit():
-        return float(value)
     try:
+        if value.strip().isdigit():
+            return float(value)
         return max(0.0, (parsedate_to_datetime(value) - now).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None

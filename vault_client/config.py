@@ -31,6 +31,9 @@ from vault_client.settings import (
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LONGEST_NUMBER = 32
+"""Characters of a duration; more is no number that anybody means."""
+
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _FILE_MODES = {"0400": 0o400, "0440": 0o440, "0600": 0o600, "0640": 0o640}
 _LONGEST_PLUGIN_TIMEOUT_SECONDS = 30.0
@@ -131,7 +134,7 @@ def load_logging(environment: Mapping[str, str] = os.environ) -> LogConfig:
 
 def parse_duration(text: str) -> float | None:
     """Return the seconds of a duration like 1m30s, or None if it is none."""
-    parts = _DURATION.findall(text)
+    parts = _DURATION.findall(text) if len(text) <= _LONGEST_NUMBER else []
     if not parts or "".join(number + unit for number, unit in parts) != text:
         return None
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
@@ -274,7 +277,7 @@ def _permissions(read: _Reader) -> Permissions:
     mode = read.choice("OUTPUT_MODE", "0400", _FILE_MODES)
 
     def owner(text: str) -> tuple[int | None, int | None] | None:
-        match = re.fullmatch(r"(\d*):(\d*)", text)
+        match = re.fullmatch(r"([0-9]{0,10}):([0-9]{0,10})", text)
         if not match:
             return None
         uid, gid = match.groups()
@@ -299,7 +302,7 @@ def _policies(read: _Reader) -> Mapping[Cause, Policy]:
 
 def _http_address(text: str) -> HttpAddress | None:
     host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004 - the last TCP port
+    if not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:  # noqa: PLR2004 - the last TCP port
         return None
     return HttpAddress(host.strip("[]"), int(port))
 

@@ -98,7 +98,10 @@ def decode_claims(jwt: bytes) -> Claims | None:
             not_before=_instant(content.get("nbf")),
             expires=_instant(content.get("exp")),
         )
-    except (ValueError, LookupError, ArithmeticError, AttributeError, TypeError, OSError):
+    except (
+        *(ValueError, LookupError, ArithmeticError, AttributeError, TypeError, OSError),
+        RecursionError,
+    ):
         return None
 
 

@@ -229,7 +229,10 @@ def read_published(root: Path) -> Published | None:
             return None
         published_at = datetime.fromisoformat(content["published_at"])
         return Published(generation, None if version is None else int(version), published_at)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError),
+        *(OverflowError, RecursionError),
+    ):
         return None
 
 

@@ -10,6 +10,7 @@ import ssl
 from http import HTTPStatus
 from pathlib import Path
 
+from vault_client.answers import mapping
 from vault_client.errors import TlsError
 from vault_client.settings import CaConfigMap
 
@@ -37,14 +38,21 @@ def read_config_map_value(source: CaConfigMap, key: str) -> str:
             f"the Kubernetes API answers {status} to reading {name}",
             hint="it is tried again; look at the API server if it lasts",
         )
-    data = json.loads(body).get("data") or {}
-    value = data.get(key)
+    value = _value(body, key)
     if not isinstance(value, str):
         raise TlsError(
             f"{name} has no key {key}",
             hint=f"kubectl -n {namespace} create configmap {source.name} --from-file={key}=ca.pem",
         )
     return value
+
+
+def _value(body: bytes, key: str) -> object:
+    """Return what the key of the ConfigMap holds; None when the body is no ConfigMap."""
+    try:
+        return mapping(mapping(json.loads(body)).get("data")).get(key)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _get(source: CaConfigMap, path: str, name: str) -> tuple[int, bytes]:

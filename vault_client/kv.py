@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from vault_client.answers import mapping
+from vault_client.answers import encoded, mapping
 from vault_client.errors import DeletedError, DeliveryError, DestroyedError, MissingError
 from vault_client.secret import Secret
+
+_MAX_VERSION = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,20 @@ class KvSecret:
 
     values: Mapping[str, Secret | None]
     version: int | None
+
+
+def values_of(data: Mapping[str, object]) -> Mapping[str, Secret | None]:
+    """Return the values that are texts, and None for the others; ServerError for no Unicode."""
+    return {
+        name: Secret(encoded(value)) if isinstance(value, str) else None
+        for name, value in data.items()
+    }
+
+
+def version_of(metadata: Mapping[str, object]) -> int:
+    """Return the version that KV version 2 counts; 0 when it tells none."""
+    version = metadata.get("version")
+    return version if isinstance(version, int) and abs(version) <= _MAX_VERSION else 0
 
 
 def absent(path: str, data: Mapping[str, object]) -> DeliveryError:

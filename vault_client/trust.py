@@ -10,6 +10,7 @@ from cryptography import x509
 from vault_client.errors import TlsError
 from vault_client.kube import read_config_map_value
 from vault_client.settings import CaConfigMap, CaFile, CaSource
+from vault_client.verify import MALFORMED
 
 _KEY = "cert"
 
@@ -58,7 +59,7 @@ class TrustSource:
         pem = _content(source)
         try:
             x509.load_pem_x509_certificates(pem)
-        except ValueError:
+        except MALFORMED:
             raise TlsError(
                 f"{_described(source)} holds no PEM certificate",
                 hint="put the certificate of the CA that issued Vault's there",

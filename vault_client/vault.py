@@ -31,7 +31,7 @@ from vault_client.errors import (
     TlsError,
     UnreachableError,
 )
-from vault_client.kv import KvMount, KvSecret, absent
+from vault_client.kv import KvMount, KvSecret, absent, values_of, version_of
 from vault_client.secret import Secret
 
 Method = Literal["get", "post"]
@@ -125,13 +125,9 @@ class Vault:
         data = self._checked(answer, path).section("data")
         version = None
         if mount.version == 2:  # noqa: PLR2004 - KV version 2 wraps the values and counts
-            version = int(number(mapping(data.get("metadata")).get("version")))
+            version = version_of(mapping(data.get("metadata")))
             data = mapping(data.get("data"))
-        values = {
-            name: Secret(value.encode()) if isinstance(value, str) else None
-            for name, value in data.items()
-        }
-        return KvSecret(values, version)
+        return KvSecret(values_of(data), version)
 
     def granted_paths(self, token: Secret) -> Mapping[str, frozenset[str]]:
         """Return what the token's policies grant: capabilities by path, globs ending in `*`."""

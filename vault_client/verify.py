@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -19,6 +20,15 @@ from vault_client.delivery import FileNames, SecretSet
 from vault_client.diagnosis import CLOCK_TOLERANCE, MEND_CLOCK, Reason, side_of
 from vault_client.errors import InvalidSetError
 from vault_client.secret import Secret
+
+MALFORMED = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""All that `cryptography` raises about bytes that are no certificate or key."""
 
 _PIN_LENGTH = range(4, 256)
 _CLIENT_CERT, _CLIENT_KEY, _SERVER_CERT, _PIN = "clientcert", "clientkey", "servercert", "PIN"
@@ -56,7 +66,8 @@ def verify(
             continue
         try:
             chain = x509.load_pem_x509_certificates(present[key].reveal())
-        except ValueError:
+            _ = [certificate.public_key() for certificate in chain]
+        except MALFORMED:
             faults.append(f"{key} is no PEM certificate")
             continue
         certificates[key] = chain[0]
@@ -108,7 +119,7 @@ def _key_faults(pem: Secret, certificate: x509.Certificate | None) -> list[str]:
         public = load_pem_private_key(pem.reveal(), password=None).public_key()
     except TypeError:
         return [f"{_CLIENT_KEY} is encrypted; the HSM client cannot open it"]
-    except ValueError:
+    except MALFORMED:
         return [f"{_CLIENT_KEY} is no PEM private key"]
     if certificate is None:
         return []
