@@ -156,7 +156,7 @@ def serve_config(
 def _socket_faults(path: Path, *, is_used: bool) -> list[str]:
     """`is_used`: the socket, or its folder for the state, is needed."""
     faults = []
-    if is_used and not os.path.isdir(path.parent):
+    if is_used and not os.path.isdir(path.parent):  # noqa: PTH112 - as above
         faults.append(f"the socket's folder {path.parent} (SOCKET) does not exist")
     if len(os.fsencode(path)) > _MAX_SOCKET_BYTES:
         faults.append(f"the socket's path (SOCKET) is longer than {_MAX_SOCKET_BYTES} bytes")

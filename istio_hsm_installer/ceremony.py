@@ -13,6 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from istio_hsm_installer.certificate_errors import MALFORMED
 from istio_hsm_installer.errors import InputError, RefusedError
 
 MIN_RSA_BITS = 2048
@@ -52,7 +53,8 @@ def load_request(pem: bytes) -> Request:
         csr = x509.load_pem_x509_csr(pem)
         key = csr.public_key()
         is_genuine = csr.is_signature_valid
-    except ValueError:
+        _ = csr.subject  # read lazily: it may be malformed
+    except MALFORMED:
         raise InputError(
             "this is not a PEM certificate request",
             hint="decrypt it first: hsm-plugin decrypt-csr -f encrypted_csr.json -o csr.pem",
@@ -159,7 +161,7 @@ def check_chain(chain: Sequence[x509.Certificate], request: Request, *, now: dat
             )
         try:
             certificate.verify_directly_issued_by(issuer)
-        except (ValueError, TypeError, InvalidSignature):
+        except (InvalidSignature, *MALFORMED):
             raise RefusedError(
                 f'"{certificate.subject.rfc4514_string()}" was not signed by '
                 f'"{issuer.subject.rfc4514_string()}"',
@@ -170,9 +172,12 @@ def check_chain(chain: Sequence[x509.Certificate], request: Request, *, now: dat
 def load_chain(pem: bytes) -> list[x509.Certificate]:
     """Return the certificates of a PEM; InputError when there are none."""
     try:
-        return x509.load_pem_x509_certificates(pem)
-    except ValueError:
-        raise InputError("there is no PEM certificate in the chain") from None
+        chain = x509.load_pem_x509_certificates(pem)
+        for entry in chain:
+            _ = (entry.subject, entry.issuer, entry.extensions, entry.public_key())  # read lazily
+    except MALFORMED:
+        raise InputError("there is no sound PEM certificate in the chain") from None
+    return chain
 
 
 def to_pem(chain: Sequence[x509.Certificate]) -> bytes:
@@ -184,7 +189,7 @@ def load_root_key(pem: bytes, passphrase: bytes | None) -> RootKey:
     """Return the private key; InputError, which never quotes the file, otherwise."""
     try:
         key = serialization.load_pem_private_key(pem, passphrase)
-    except (ValueError, TypeError):
+    except MALFORMED:
         raise InputError(
             "the root key cannot be read: not a PEM private key, or the passphrase is wrong",
             hint="name the passphrase's file with --passphrase-file",

@@ -6,9 +6,16 @@ import yaml
 
 from istio_hsm_installer.errors import InputError
 
+_MAX_BYTES = 64 << 10
+"""Of a document: its parser's time grows with the square of the nesting."""
+
 
 def from_yaml(content: bytes, path: str) -> Mapping[str, object]:
     """Return the one mapping of a file's content; InputError, which quotes no line, otherwise."""
+    if len(content) > _MAX_BYTES:
+        raise InputError(
+            f"{path} is larger than {_MAX_BYTES} bytes", hint="check that it is the right file"
+        )
     try:
         document = yaml.safe_load(content)
     except yaml.MarkedYAMLError as error:

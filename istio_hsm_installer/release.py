@@ -6,6 +6,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
+from istio_hsm_installer.certificate_errors import MALFORMED
 from istio_hsm_installer.errors import InputError, RefusedError
 from istio_hsm_installer.files import read_file
 
@@ -21,7 +22,7 @@ def load_key(pem: bytes) -> ec.EllipticCurvePublicKey:
     """Return the verifying key; InputError unless it is a P-256 key."""
     try:
         key = serialization.load_pem_public_key(pem)
-    except ValueError:
+    except MALFORMED:
         raise InputError("the release's public key is not PEM") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise InputError("the release's public key is not ECDSA on P-256")

@@ -5,9 +5,9 @@ Schema, validation and template are all made from the fields of options.py.
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
-from datetime import timedelta
+from datetime import date, timedelta
 from enum import StrEnum
 from pathlib import Path
 from types import NoneType, UnionType
@@ -38,6 +38,10 @@ SECTIONS: Mapping[str, type] = {
 }
 _NATIVE_SIDECARS = (1, 24)
 _KV_VERSIONS = (1, 2)
+_MAX_UNKNOWN = 20
+"""Names told of those that no setting has."""
+
+_MAX_QUOTED = 100
 T = TypeVar("T")
 
 
@@ -113,11 +117,11 @@ class _Reader:
             raise ConfigError(self._faults)
 
     def names(self, where: str, document: Mapping[str, object], known: list[str]) -> None:
-        for name in document:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-                self.fault(f"{where}{name}", "there is no such setting", hint)
+        unknown = [str(name)[:_MAX_QUOTED] for name in document if name not in known]
+        for name in unknown[:_MAX_UNKNOWN]:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            self.fault(f"{where}{name}", "there is no such setting", hint)
 
     def section(self, name: str, value: object, kind: type[T]) -> T | None:
         if value is None:
@@ -150,13 +154,13 @@ class _Reader:
         if kind is int:
             if isinstance(given, int) and not isinstance(given, bool) and given > 0:
                 return given
-            raise _WrongError(f"{given!r} is not a whole number above 0", "write digits")
+            raise _WrongError(f"{_shown(given)} is not a whole number above 0", "write digits")
         if not isinstance(given, str):
-            hint = f'write it in quotes: "{given}"'
+            hint = f'write it in quotes: "{_shown(given, str)}"'
             raise _WrongError(f"it is read as {type(given).__name__}, not as text", hint)
         if entry.metadata["pattern"] and not re.fullmatch(entry.metadata["pattern"], given):
             example = entry.metadata["example"] or f"what matches {entry.metadata['pattern']}"
-            raise _WrongError(f"{given!r} cannot be right", f"write {example}")
+            raise _WrongError(f"{_shown(given)} cannot be right", f"write {example}")
         return self._folder / given if kind is Path else _converted(given, kind)
 
     def check_together(self, options: Options) -> None:
@@ -202,9 +206,11 @@ def _converted(given: str, kind: Any) -> object:
         try:
             return durations.parse(given)
         except ValueError:
-            raise _WrongError(f"{given!r} is no duration", "write such as 768h or 1h30m") from None
+            raise _WrongError(
+                f"{_shown(given)} is no duration", "write such as 768h or 1h30m"
+            ) from None
     if issubclass(kind, StrEnum) and given not in list(kind):
-        raise _WrongError(f"{given!r} is not known", f"one of {', '.join(kind)}")
+        raise _WrongError(f"{_shown(given)} is not known", f"one of {', '.join(kind)}")
     return kind(given)
 
 
@@ -236,6 +242,17 @@ def _value_schema(kind: Any, pattern: str) -> dict[str, Any]:
     if issubclass(kind, StrEnum):
         return {"enum": [entry.value for entry in kind]}
     return {"type": "string", **({"pattern": pattern} if pattern else {})}
+
+
+def _shown(given: object, form: Callable[[object], str] = repr) -> str:
+    """Return what was given, cut; of a collection its kind, for aliases can make it immense."""
+    if isinstance(given, str | bytes):
+        return form(given[:_MAX_QUOTED])
+    if isinstance(given, bool | float | date):
+        return form(given)
+    if isinstance(given, int) and given.bit_length() < _MAX_QUOTED:
+        return form(given)
+    return type(given).__name__
 
 
 def _bare(kind: Any) -> Any:

@@ -84,7 +84,7 @@ class State:
                 str(name): (_at(step["at"]), tuple(map(str, step["created"])))
                 for name, step in document["steps"].items()
             }
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise StateError(
                 f"{self._path} is not a state file of this program",
                 hint="move it away; what was created before is then taken for another's",

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from istio_hsm_installer.certificate_errors import MALFORMED
 from istio_hsm_installer.objects import Document, entries, section
 
 _SOON = timedelta(days=30)
@@ -128,6 +129,6 @@ def _expiry(certificate: x509.Certificate, now: datetime) -> Point:
 def _fingerprints(pem: str) -> set[bytes]:
     try:
         certificates = x509.load_pem_x509_certificates(pem.encode())
-    except ValueError:
+    except MALFORMED:
         return set()
     return {entry.fingerprint(hashes.SHA256()) for entry in certificates}

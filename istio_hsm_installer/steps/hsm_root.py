@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from istio_hsm_installer.certificate_errors import MALFORMED
 from istio_hsm_installer.errors import InputError
 from istio_hsm_installer.files import read_pem
 from istio_hsm_installer.options import HsmOptions
@@ -49,7 +50,7 @@ class HsmRoot:
         path = self.hsm.root_cert_file
         try:
             certificates = x509.load_pem_x509_certificates(read_pem(path))
-        except ValueError:
+        except MALFORMED:
             certificates = []
         if len(certificates) != 1:
             raise InputError(

@@ -9,6 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from istio_hsm_installer import config
+from istio_hsm_installer.certificate_errors import MALFORMED
 from istio_hsm_installer.config import Secret
 from istio_hsm_installer.errors import InputError
 from istio_hsm_installer.files import read_pem
@@ -107,18 +108,20 @@ def _equal(found: object, wanted: Secret) -> bool:
 
 def _load_certificate(pem: Secret, path: Path) -> x509.Certificate:
     try:
-        return x509.load_pem_x509_certificates(pem.reveal())[0]
-    except ValueError:
+        certificate = x509.load_pem_x509_certificates(pem.reveal())[0]
+        _ = certificate.public_key()  # read lazily
+    except MALFORMED:
         raise InputError(
             f"{path} holds no PEM certificate", hint="check the paths in the section hsm"
         ) from None
+    return certificate
 
 
 def _check_pair(certificate: Secret, key: Secret, path: Path) -> None:
     loaded = _load_certificate(certificate, path)
     try:
         private_key = serialization.load_pem_private_key(key.reveal(), None)
-    except (ValueError, TypeError):
+    except MALFORMED:
         raise InputError(
             "hsm.clientKeyFile is not an unencrypted PEM private key",
             hint="take its passphrase off: istiod's pod has nobody to ask for it",

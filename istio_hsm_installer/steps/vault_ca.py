@@ -2,6 +2,7 @@
 
 from cryptography import x509
 
+from istio_hsm_installer.certificate_errors import MALFORMED
 from istio_hsm_installer.errors import InputError
 from istio_hsm_installer.files import read_pem
 from istio_hsm_installer.objects import MANAGED_BY, Document
@@ -24,7 +25,7 @@ def _config_map(options: Options) -> Document:
     pem = read_pem(options.vault.ca_file)
     try:
         x509.load_pem_x509_certificates(pem)
-    except ValueError:
+    except MALFORMED:
         raise InputError(
             f"{options.vault.ca_file} holds no PEM certificate", hint="check vault.caFile"
         ) from None
