@@ -1,4 +1,4 @@
-"""One real Kubernetes API for all tests of a run that want one."""
+"""One real Kubernetes API for all tests that want one, and how much is tried at random."""
 
 import os
 import secrets
@@ -6,10 +6,16 @@ from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import kube_binaries
 from tests.support.kube import KubeCluster
 from tests.support.kube_binaries import KubeBinaries, KubeBinariesError, MissingProgramError
+
+_ON_ANY_MACHINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", _ON_ANY_MACHINE, max_examples=30, derandomize=True)
+settings.register_profile("long", _ON_ANY_MACHINE, max_examples=20_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 _BINARIES = pytest.StashKey[KubeBinaries | KubeBinariesError]()
 _CLUSTER = pytest.StashKey[KubeCluster]()
