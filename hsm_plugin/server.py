@@ -25,6 +25,7 @@ from hsm_plugin.signing_service import Signing
 from hsm_plugin.status import details_of, metadata_of, status_of
 from hsm_plugin.token_client import TokenClient
 from hsm_plugin.token_memory import TokenMemory
+from hsm_plugin.well_formed import well_formed
 from istio_hsm_proto import control_v1_pb2 as control
 from istio_hsm_proto import control_v1_pb2_grpc as control_grpc
 from istio_hsm_proto import kms_istio_v1_pb2 as kms
@@ -432,6 +433,7 @@ def build(
 ) -> grpc.aio.Server:
     """Return the server, not started and with no port yet."""
     server = grpc.aio.server(options=_OPTIONS)
+    strict = well_formed(server)
     kms_grpc.add_KeyManagementServiceServicer_to_server(
         _KeyManagementServicer(
             Edge(
@@ -442,13 +444,13 @@ def build(
                 ),
             )
         ),
-        server,
+        strict,
     )
     signing_grpc.add_SigningServiceServicer_to_server(
-        _SigningServicer(Edge(token, apis.callers, Signing)), server
+        _SigningServicer(Edge(token, apis.callers, Signing)), strict
     )
     control_grpc.add_ControlServiceServicer_to_server(
-        _ControlServicer(Edge(token, apis.callers, lambda _store: apis.control)), server
+        _ControlServicer(Edge(token, apis.callers, lambda _store: apis.control)), strict
     )
     rotation_grpc.add_RotationServiceServicer_to_server(
         _RotationServicer(
@@ -460,7 +462,7 @@ def build(
                 ),
             )
         ),
-        server,
+        strict,
     )
     if apis.kubernetes_kek_id:
         edge = Edge(
@@ -468,9 +470,9 @@ def build(
             apis.callers,
             lambda store: KubernetesKms(store, apis.kubernetes_kek_id, apis.kek_cipher),
         )
-        kms_v2_grpc.add_KeyManagementServiceServicer_to_server(_KubernetesV2Servicer(edge), server)
-        kms_v1_grpc.add_KeyManagementServiceServicer_to_server(_KubernetesV1Servicer(edge), server)
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+        kms_v2_grpc.add_KeyManagementServiceServicer_to_server(_KubernetesV2Servicer(edge), strict)
+        kms_v1_grpc.add_KeyManagementServiceServicer_to_server(_KubernetesV1Servicer(edge), strict)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, strict)
     names = (*services(apis), health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
     return server
