@@ -105,6 +105,9 @@ class CertificateService(IstioCertificateServiceServicer):
             await self._refuse(late, caller, context, began)
         except BridgeError as error:
             await self._refuse(error, caller, context, began)
+        except Exception as error:  # noqa: BLE001 - the edge: what was not foreseen says nothing
+            self._log.error("request.failed", error=type(error).__name__)
+            await self._refuse(BridgeError("not foreseen"), caller, context, began)
         finally:
             self._in_flight -= 1
         self._metrics.issued.inc()

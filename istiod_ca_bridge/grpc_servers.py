@@ -11,11 +11,13 @@ from istio_hsm_proto.istio_ca_pb2_grpc import add_IstioCertificateServiceService
 from istiod_ca_bridge.ca_service import CertificateService
 from istiod_ca_bridge.errors import BridgeError
 from istiod_ca_bridge.setting_values import Address
+from istiod_ca_bridge.well_formed import well_formed
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 10),
     ("grpc.max_metadata_size", 32 << 10),
     ("grpc.max_concurrent_streams", 256),
+    ("grpc.server_handshake_timeout_ms", 5000),
     ("grpc.max_connection_idle_ms", 10 * 60 * 1000),
     ("grpc.max_connection_age_ms", 60 * 60 * 1000),
     ("grpc.max_connection_age_grace_ms", 30 * 1000),
@@ -30,8 +32,8 @@ async def ca_server(
 ) -> AsyncIterator[grpc.aio.Server]:
     """Serve the CA's API and health on a Unix socket that only the front reaches."""
     server = grpc.aio.server(options=_OPTIONS)
-    add_IstioCertificateServiceServicer_to_server(service, server)
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    add_IstioCertificateServiceServicer_to_server(service, well_formed(server))
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, well_formed(server))
     server.add_insecure_port(f"unix:{socket}")
     await server.start()
     try:
@@ -49,7 +51,7 @@ async def health_server(
         yield
         return
     server = grpc.aio.server(options=_OPTIONS)
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, well_formed(server))
     try:
         server.add_insecure_port(str(listen))
     except RuntimeError as error:
