@@ -50,7 +50,9 @@ def _messages(draw: st.DrawFn, kind: Descriptor, pool: Sequence[bytes], depth: i
     return message
 
 
-def _values(field: FieldDescriptor, pool: Sequence[bytes], depth: int) -> st.SearchStrategy[object]:
+def _values(  # noqa: PLR0911 - one for each kind of field
+    field: FieldDescriptor, pool: Sequence[bytes], depth: int
+) -> st.SearchStrategy[object]:
     match field.cpp_type:
         case FieldDescriptor.CPPTYPE_MESSAGE:
             return _messages(field.message_type, pool, depth + 1)
