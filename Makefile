@@ -1,6 +1,6 @@
 # `make demo` and `make test` do all their set-up. CI calls the same targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo screens test lint format proto bench lock setup setup-test clean
+.PHONY: help demo screens test lint format proto bench audit lock setup setup-test clean
 
 PY := .venv/bin/python
 DEMO_PACKAGES := softhsm2 openssl
@@ -38,6 +38,9 @@ proto: setup ## regenerate the stubs of the wire contracts
 bench: ## the measurements, side by side in one run
 	@scripts/setup.sh $(BENCH_PACKAGES)
 	@$(PY) -m bench
+
+audit: setup ## known vulnerabilities of what is locked (needs the network)
+	@scripts/audit.sh
 
 lock: setup ## resolve the dependencies anew
 	@scripts/lock.sh

@@ -179,7 +179,7 @@ class HsmPlugin:
                 f"key {key.key_id} in the HSM is not {key.algorithm.value}",
                 hint="another key has this id",
             )
-        assert isinstance(public_key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey)  # noqa: S101
+        assert isinstance(public_key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey)  # noqa: S101 - RSA or EC
         return ResidentSigner(self._signing, key.key_id, public_key)
 
 

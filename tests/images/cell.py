@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         _check(_libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0), "prctl")
         try:
             _enter(options.root, options.volume)
-            os.execve(options.program[0], options.program, dict(os.environ))  # noqa: S606
+            os.execve(options.program[0], options.program, dict(os.environ))  # noqa: S606 - no shell
         except OSError as error:
             sys.stderr.write(f"error: {error}\n")
         os._exit(126)

@@ -55,10 +55,12 @@ def _values(  # noqa: PLR0911 - one for each kind of field
 ) -> st.SearchStrategy[object]:
     match field.cpp_type:
         case FieldDescriptor.CPPTYPE_MESSAGE:
+            assert field.message_type is not None
             return _messages(field.message_type, pool, depth + 1)
         case FieldDescriptor.CPPTYPE_BOOL:
             return st.booleans()
         case FieldDescriptor.CPPTYPE_ENUM:
+            assert field.enum_type is not None
             # No RSA key: the token would be busy with it, and nothing would be learnt.
             cheap = [it.number for it in field.enum_type.values if "RSA_" not in it.name]
             return st.sampled_from([*cheap, 99, -1])
