@@ -7,7 +7,6 @@ import argparse
 import asyncio
 import json
 import re
-import resource
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hsm_plugin import config, key_commands, log
+from hsm_plugin import config, core_dumps, key_commands, log
 from hsm_plugin.client import (
     KEY_ALGORITHMS,
     SIGNATURE_ALGORITHMS,
@@ -62,7 +61,7 @@ def _serve(options: argparse.Namespace) -> int:
             "--ca-id has no meaning for serve: every root that is in the token is trusted",
             hint="leave it out; `import-ca --ca-id` gives a root its id",
         )
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold the PIN and keys
+    core_dumps.forbid()  # one would hold keys
     log.setup(as_json=_log_as_json(options))
     asyncio.run(
         serve(
