@@ -54,12 +54,13 @@ def locked(name: str) -> dict[str, Entry]:
 
 def licences(package: metadata.PackageMetadata) -> set[str]:
     """Return what the package may be used under; all parts of an AND, one of an OR."""
-    if expression := package.get("License-Expression"):
+    told = {name: package[name] for name in package if name.startswith("License")}
+    if expression := told.get("License-Expression"):
         parts = re.split(r" AND ", expression)
         return {next((p for p in part.split(" OR ") if p in _SHIPPABLE), part) for part in parts}
     classifiers = package.get_all("Classifier") or []
     named = [text.rpartition(" :: ")[2] for text in classifiers if text.startswith("License ::")]
-    return set(named) or {package.get("License") or "none"}
+    return set(named) or {told.get("License", "none")}
 
 
 @pytest.mark.parametrize("name", _LOCKS)
