@@ -158,7 +158,7 @@ def _spawn(descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
 def _tell(process: subprocess.Popen[bytes], line: bytes) -> bytes:
     """Return what the front answers to its settings; empty when it ended."""
     assert process.stdin is not None  # noqa: S101 - both are pipes
-    assert process.stdout is not None  # noqa: S101
+    assert process.stdout is not None  # noqa: S101 - started above
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(line)
         process.stdin.flush()
@@ -182,7 +182,7 @@ async def _ended(process: subprocess.Popen[bytes]) -> int:
 async def _end(process: subprocess.Popen[bytes]) -> None:
     """Close its standard input, which ends it; kill it when that does not."""
     assert process.stdin is not None  # noqa: S101 - both are pipes
-    assert process.stdout is not None  # noqa: S101
+    assert process.stdout is not None  # noqa: S101 - started above
     with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
     try:

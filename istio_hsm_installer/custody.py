@@ -9,6 +9,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 
+from istio_hsm_installer.certificate_errors import MALFORMED
 from istio_hsm_installer.verification import Point
 
 
@@ -198,5 +199,5 @@ def _fingerprints(pem: bytes) -> set[bytes]:
         return {
             entry.fingerprint(hashes.SHA256()) for entry in x509.load_pem_x509_certificates(pem)
         }
-    except ValueError:
+    except MALFORMED:
         return set()

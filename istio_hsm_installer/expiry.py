@@ -6,6 +6,7 @@ from datetime import datetime
 
 from cryptography import x509
 
+from istio_hsm_installer.certificate_errors import MALFORMED
 from istio_hsm_installer.installation import TLS_SECRET, Installation
 from istio_hsm_installer.secret_dir import CHAIN_SECRET
 
@@ -48,5 +49,5 @@ def _rows(found: Iterable[tuple[str, Sequence[x509.Certificate]]], now: datetime
 def _read(pem: bytes) -> Sequence[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError:
+    except MALFORMED:
         return []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cryptography import x509
 
 from istio_hsm_installer import custody
+from istio_hsm_installer.certificate_errors import MALFORMED
 from istio_hsm_installer.custody import CaKey
 from istio_hsm_installer.errors import InputError
 from istio_hsm_installer.kube import Cluster
@@ -66,7 +67,7 @@ class Installation:
         """Return the delivered chain; none when there is none that can be read."""
         try:
             return x509.load_pem_x509_certificates(self.secret(CHAIN_SECRET).get(CHAIN_KEY, b""))
-        except ValueError:
+        except MALFORMED:
             return []
 
     def key(self) -> CaKey:

@@ -49,7 +49,7 @@ DOMAIN = {
     "istio_hsm_installer": {
         *("errors", "durations", "documents", "objects", "differences"),
         *("verification", "custody", "status", "canaries", "dump", "drill", "gateway"),
-        *("pkcs11_uri", "token_key", "ceremony"),
+        *("pkcs11_uri", "token_key", "ceremony", "certificate_errors"),
     },
 }
 """Modules that do no I/O and read no clock, file or environment; what they need is passed in."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from istio_hsm_installer.certificate_errors import MALFORMED
 from istio_hsm_installer.installation import (
     CSR_SECRET,
     KEY_SECRET,
@@ -91,6 +92,6 @@ class Leftovers:
 def _fingerprints(pem: str) -> set[bytes]:
     try:
         found = x509.load_pem_x509_certificates(pem.encode())
-    except ValueError:
+    except MALFORMED:
         return set()
     return {entry.fingerprint(hashes.SHA256()) for entry in found}

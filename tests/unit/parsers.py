@@ -19,7 +19,7 @@ from hsm_plugin.errors import HsmPluginError
 from hsm_plugin.pin_guard import PinGuard, PinState
 from istio_hsm_installer import ceremony, durations, findings, release, schema, verification
 from istio_hsm_installer import config as installer_config
-from istio_hsm_installer.documents import read_yaml
+from istio_hsm_installer.documents import from_yaml
 from istio_hsm_installer.errors import InstallerError
 from istio_hsm_installer.state import State
 from istio_hsm_installer.steps import kv_secret
@@ -190,7 +190,7 @@ def _bridge_chain_of_its_own_key(data: bytes, _: Path) -> object:
 
 @parser(BridgeError)
 def _bridge_client_certificate(data: bytes, _: Path) -> object:
-    return authn.caller_of_certificate(data, "cluster.local", NOW)
+    return authn.caller_of_certificate(data, authn.TrustDomain("cluster.local"), NOW)
 
 
 @parser(BridgeError)
@@ -345,8 +345,8 @@ def _vault_manifest(data: bytes, path: Path) -> object:
 
 
 @parser(InstallerError)
-def _installer_configuration(_: bytes, path: Path) -> object:
-    return schema.parse(read_yaml(path), Path("/site"))
+def _installer_configuration(data: bytes, _: Path) -> object:
+    return schema.parse(from_yaml(data, "istio-hsm.yaml"), Path("/site"))
 
 
 @parser(InstallerError)

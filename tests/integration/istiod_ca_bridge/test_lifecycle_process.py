@@ -308,7 +308,7 @@ def test_a_signal_stops_it_in_order_and_leaves_nothing_behind(
     mesh: Mesh, tmp_path: Path, number: signal.Signals
 ) -> None:
     def folders() -> set[Path]:
-        return set(Path("/dev/shm").glob("istiod-ca-bridge.*"))  # noqa: S108
+        return set(Path("/dev/shm").glob("istiod-ca-bridge.*"))  # noqa: S108 - listed
 
     before = folders()
     with harness.running_bridge(tmp_path, mesh.plugin.socket) as bridge:
