@@ -24,7 +24,7 @@ from tests.support.wire_fuzz import requests
 METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 _ENHANCE_YOUR_CALM = 0xB
 _MIB = 1 << 20
-_MAX_GROWTH = 192 * _MIB
+_MAX_GROWTH = 384 * _MIB
 """What 10,000 calls cost at once; more of them cost no more."""
 _CLEAN = {
     grpc.StatusCode.OK,
