@@ -4,6 +4,7 @@ import os
 import secrets
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,8 +18,21 @@ settings.register_profile("ci", _ON_ANY_MACHINE, max_examples=30, derandomize=Tr
 settings.register_profile("long", _ON_ANY_MACHINE, max_examples=20_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+_IMAGES = "images"
 _BINARIES = pytest.StashKey[KubeBinaries | KubeBinariesError]()
 _CLUSTER = pytest.StashKey[KubeCluster]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep what shares servers on one worker: a file, and all tests of the images.
+
+    The images come first, for they take longest.
+    """
+    for item in items:
+        folder = Path(item.path)
+        group = _IMAGES if _IMAGES in folder.parts else str(folder)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: _IMAGES not in Path(item.path).parts)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
