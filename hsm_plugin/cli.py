@@ -24,6 +24,7 @@ from hsm_plugin.client import (
 )
 from hsm_plugin.daemon import serve
 from hsm_plugin.errors import BadRequestError, ConfigError, HsmPluginError, HsmUnavailableError
+from hsm_plugin.gcm_iv import GcmIv
 from hsm_plugin.keys import CBC_KEK_LABEL, CBC_MAC_LABEL, KekCipher
 from hsm_plugin.listen_settings import DEFAULT_HOST, DEFAULT_PORT, ListenSettings, listen_settings
 
@@ -86,6 +87,7 @@ def _serve(options: argparse.Namespace) -> int:
                 algorithm=options.algorithm,
                 key_label=options.p11_key_label,
                 hmac_label=options.p11_hmac_label,
+                gcm_iv=options.gcm_iv,
             )
         )
     )
@@ -240,6 +242,12 @@ def _parser() -> argparse.ArgumentParser:
         "--p11-hmac-label",
         default=env.get("P11_HMAC_LABEL", CBC_MAC_LABEL),
         help="the label of the HMAC keys beside them (P11_HMAC_LABEL; now %(default)s)",
+    )
+    server.add_argument(
+        "--gcm-iv",
+        choices=[entry.value for entry in GcmIv],
+        default=env.get("P11_GCM_IV", GcmIv.AUTO.value),
+        help="who makes the IV for aes-gcm; auto: the token where it refuses ours (P11_GCM_IV)",
     )
     server.add_argument("--p11-pin", help=argparse.SUPPRESS)
     server.add_argument("--p11-slot", help=argparse.SUPPRESS)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hsm_plugin import token_reference
 from hsm_plugin.errors import BadRequestError, ConfigError
+from hsm_plugin.gcm_iv import GcmIv
 from hsm_plugin.key_reference import KeyUse, key_id
 from hsm_plugin.keys import (
     CBC_KEK_LABEL,
@@ -61,6 +62,7 @@ class ServeConfig:
     kek_cipher: KekCipher
     """Of the KEKs and DEKs that are made; blobs of both ciphers are opened."""
     cbc_labels: CbcLabels
+    gcm_iv: GcmIv
 
 
 def environment() -> Mapping[str, str]:
@@ -95,6 +97,7 @@ def serve_config(
     algorithm: str = KekCipher.GCM.value,
     key_label: str = CBC_KEK_LABEL,
     hmac_label: str = CBC_MAC_LABEL,
+    gcm_iv: str = GcmIv.AUTO.value,
 ) -> ServeConfig:
     """Return the settings, or raise one ConfigError that names every fault."""
     faults = [
@@ -129,7 +132,7 @@ def serve_config(
     if not 0.5 <= return_seconds <= 3600:  # noqa: PLR2004 - said in the message
         faults.append("--return-after must be 500ms to 60m")
     faults += _token_faults(token_label)
-    faults += _cipher_faults(algorithm, key_label, hmac_label)
+    faults += _cipher_faults(algorithm, key_label, hmac_label) + _iv_faults(gcm_iv)
     if faults:
         raise ConfigError("; ".join(faults), hint="see `hsm-plugin serve --help`")
     return ServeConfig(
@@ -150,6 +153,7 @@ def serve_config(
         return_seconds=return_seconds,
         kek_cipher=KekCipher(algorithm),
         cbc_labels=CbcLabels(key_label, hmac_label),
+        gcm_iv=GcmIv(gcm_iv),
     )
 
 
@@ -175,6 +179,11 @@ def _cipher_faults(algorithm: str, key_label: str, hmac_label: str) -> list[str]
             f"{KEK_LABEL}, which KEKs for AES-GCM bear"
         )
     return faults
+
+
+def _iv_faults(gcm_iv: str) -> list[str]:
+    known = [entry.value for entry in GcmIv]
+    return [] if gcm_iv in known else [f"--gcm-iv (P11_GCM_IV) must be {', '.join(known)}"]
 
 
 def _token_faults(tokens: str) -> list[str]:

@@ -161,7 +161,8 @@ class TokenInfo:
 class Gcm:
     """Parameters of CKM_AES_GCM, with a 128-bit tag."""
 
-    iv: bytes
+    iv: bytes | None
+    """None: the token makes it, and appends it to the ciphertext and its tag."""
     aad: bytes
 
 
@@ -405,8 +406,9 @@ def _pss_mechanism(kind: int, pss: Pss) -> Any:
 def _cipher_mechanism(kind: int, parameter: Gcm | bytes) -> Any:
     if isinstance(parameter, bytes):
         return _with(kind, (ctypes.c_ubyte * len(parameter)).from_buffer_copy(parameter))
+    iv_bytes = len(parameter.iv or b"")
     gcm = _GcmParameters(
-        *(parameter.iv, len(parameter.iv), 8 * len(parameter.iv)),
+        *(parameter.iv, iv_bytes, 8 * iv_bytes),
         *(parameter.aad, len(parameter.aad), 128),
     )
     return _with(kind, gcm)

@@ -44,6 +44,7 @@ async def serve(config: ServeConfig) -> None:
             state_dir=config.state_dir,
             threads=config.sessions,
             cbc_labels=config.cbc_labels,
+            gcm_iv=config.gcm_iv,
         ),
         queue_limit=config.queue_limit,
         hang_seconds=config.hang_seconds,

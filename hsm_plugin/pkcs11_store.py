@@ -10,6 +10,7 @@ from hsm_plugin import deadline, token_reference
 from hsm_plugin import pkcs11_store_objects as objects
 from hsm_plugin.cryptoki import Pss
 from hsm_plugin.errors import ConflictError, KeyNotFoundError, UnsupportedError
+from hsm_plugin.gcm_iv import GcmIv
 from hsm_plugin.keys import (
     ROOT_LABEL,
     SIGNING_KEY_LABEL,
@@ -63,6 +64,7 @@ class Pkcs11Store:
         *,
         max_sessions: int = 64,
         cbc_labels: CbcLabels = CbcLabels(),  # noqa: B008 - it cannot change
+        gcm_iv: GcmIv = GcmIv.AUTO,
     ) -> None:
         """`tokens`: labels or PKCS#11 URIs, as token_reference.parse_list takes them."""
         self._token = TokenConnection(
@@ -75,7 +77,7 @@ class Pkcs11Store:
         self._cryptoki = self._token.cryptoki
         self._creating = threading.Lock()
         self._lookup = Lookup(self._cryptoki)
-        self._keks = TokenKeks(self._token, self._lookup, cbc_labels, self._creating)
+        self._keks = TokenKeks(self._token, self._lookup, cbc_labels, self._creating, gcm_iv)
 
     # -- the connection ------------------------------------------------------------------
 

@@ -14,8 +14,9 @@ from hsm_plugin import pkcs11_store_objects as objects
 from hsm_plugin import recovery
 from hsm_plugin.cbc_envelope import BLOCK_BYTES, IV_BYTES, mac_input
 from hsm_plugin.cryptoki import CryptokiError, Gcm
-from hsm_plugin.envelope import KEK_IV_BYTES, TAG_BYTES
-from hsm_plugin.errors import RejectedBlobError
+from hsm_plugin.envelope import KEK_IV_BYTES
+from hsm_plugin.errors import RejectedBlobError, UnsupportedError
+from hsm_plugin.gcm_iv import GcmIv, sealed_of
 from hsm_plugin.keys import KEK_LABEL, CbcLabels, KekCipher, Sealed
 from hsm_plugin.pkcs11_store_constants import Attribute, Mechanism, ObjectClass
 from hsm_plugin.pkcs11_store_lookup import Lookup
@@ -31,7 +32,12 @@ class TokenKeks:
     """The part of a KeyStore that wraps. All methods may be called from any thread."""
 
     def __init__(
-        self, token: TokenConnection, lookup: Lookup, labels: CbcLabels, creating: threading.Lock
+        self,
+        token: TokenConnection,
+        lookup: Lookup,
+        labels: CbcLabels,
+        creating: threading.Lock,
+        gcm_iv: GcmIv,
     ) -> None:
         """Hold `creating` while an object is made or destroyed."""
         self._token = token
@@ -39,6 +45,7 @@ class TokenKeks:
         self._lookup = lookup
         self._labels = labels
         self._creating = creating
+        self._gcm_iv = gcm_iv
 
     def generate(self, kek_id: bytes, cipher: KekCipher) -> bool:
         """See KeyStore."""
@@ -65,17 +72,12 @@ class TokenKeks:
         """See KeyStore."""
         if cipher is KekCipher.CBC:
             return self._wrap_cbc(kek_id, plaintext, aad)
-        iv = os.urandom(KEK_IV_BYTES)
 
-        def encrypt(pool: SessionPool, session: Session) -> bytes:
+        def encrypt(pool: SessionPool, session: Session) -> Sealed:
             kek = self._lookup.key(pool, session, _SECRET, KEK_LABEL, kek_id)
-            gcm = Gcm(iv=iv, aad=aad)
-            return self._cryptoki.encrypt(
-                session.handle, kek.handle, Mechanism.AES_GCM, gcm, plaintext
-            )
+            return self._wrap_gcm(pool, session, kek, plaintext, aad)
 
-        output = self._token.call("wrapping a DEK", encrypt)
-        return Sealed(iv=iv, ciphertext=output[:-TAG_BYTES], tag=output[-TAG_BYTES:])
+        return self._token.call("wrapping a DEK", encrypt)
 
     def unwrap(self, kek_id: bytes, sealed: Sealed, aad: bytes) -> bytes:
         """See KeyStore."""
@@ -109,6 +111,32 @@ class TokenKeks:
 
         with self._creating:
             self._token.call("destroying a KEK", destroy)
+
+    # -- AES-GCM -------------------------------------------------------------------------
+
+    def _wrap_gcm(
+        self, pool: SessionPool, session: Session, kek: KeyHandle, plaintext: bytes, aad: bytes
+    ) -> Sealed:
+        """Return the plaintext under the IV of whoever makes it: see GcmIv."""
+
+        def encrypt(iv: bytes | None) -> Sealed:
+            output = self._cryptoki.encrypt(
+                session.handle, kek.handle, Mechanism.AES_GCM, Gcm(iv=iv, aad=aad), plaintext
+            )
+            return sealed_of(output, len(plaintext), iv)
+
+        if self._gcm_iv is GcmIv.TOKEN or pool.token_makes_iv:
+            return encrypt(None)
+        try:
+            return encrypt(os.urandom(KEK_IV_BYTES))
+        except CryptokiError as error:
+            if error.code not in recovery.REFUSES_AN_IV:
+                raise
+            if self._gcm_iv is GcmIv.CALLER:
+                raise _wants_its_own_iv(error) from None
+        sealed = encrypt(None)
+        pool.token_makes_iv = True
+        return sealed
 
     # -- AES-CBC -------------------------------------------------------------------------
 
@@ -199,4 +227,11 @@ def _changed() -> RejectedBlobError:
     return RejectedBlobError(
         "the DEK does not authenticate: it was changed, or wrapped by another KEK",
         hint="pass the KEK id that is stored beside the encrypted DEK",
+    )
+
+
+def _wants_its_own_iv(error: CryptokiError) -> UnsupportedError:
+    return UnsupportedError(
+        f"the token does not take the caller's IV for AES-GCM: {error}",
+        hint="serve with --gcm-iv auto, or token; an HSM in FIPS mode makes the IV itself",
     )

@@ -52,6 +52,8 @@ class SessionPool:
         self._changed = threading.Condition()
         self.keys_version = 0
         """Grows when a key is destroyed, so that no session uses its handle any more."""
+        self.token_makes_iv = False
+        """The token was found to refuse the caller's IV for AES-GCM."""
 
     @property
     def limit(self) -> int:

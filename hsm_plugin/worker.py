@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hsm_plugin import child_process, deadline, wire
 from hsm_plugin.errors import HsmPluginError
+from hsm_plugin.gcm_iv import GcmIv
 from hsm_plugin.keys import CBC_KEK_LABEL, CBC_MAC_LABEL, CbcLabels
 from hsm_plugin.pin_file import read_pin
 from hsm_plugin.pin_guard import PinGuard
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str]) -> None:
             PinGuard(options.state_dir / "pin-guard.json"),
             max_sessions=options.threads,
             cbc_labels=CbcLabels(options.key_label, options.hmac_label),
+            gcm_iv=GcmIv(options.gcm_iv),
         )
     except HsmPluginError as error:
         _refuse(connection, error)
@@ -113,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--key-label", default=CBC_KEK_LABEL)
     parser.add_argument("--hmac-label", default=CBC_MAC_LABEL)
+    parser.add_argument("--gcm-iv", default=GcmIv.AUTO.value)
     return parser
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from hsm_plugin import token_reference, wire
 from hsm_plugin.errors import HsmPluginError, HsmUnavailableError, HungCallError
+from hsm_plugin.gcm_iv import GcmIv
 from hsm_plugin.keys import CbcLabels
 from hsm_plugin.wire import Answer, Kind, Operation
 
@@ -51,6 +52,7 @@ class WorkerSettings:
     state_dir: Path
     threads: int
     cbc_labels: CbcLabels = field(default_factory=CbcLabels)
+    gcm_iv: GcmIv = GcmIv.AUTO
 
     @property
     def tokens(self) -> int:
@@ -66,6 +68,7 @@ class WorkerSettings:
             *("--pin-file", str(self.pin_file), "--state-dir", str(self.state_dir)),
             *("--threads", str(self.threads)),
             *("--key-label", self.cbc_labels.kek, "--hmac-label", self.cbc_labels.mac),
+            *("--gcm-iv", self.gcm_iv.value),
         ]
 
 

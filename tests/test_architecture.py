@@ -16,7 +16,7 @@ SHIPPED = (*PACKAGES, CONTRACTS)
 DOMAIN = {
     "hsm_plugin": {
         *("errors", "keys", "envelope", "trust", "callers", "pkcs11_uri", "token_reference"),
-        *("key_reference", "cbc_envelope", "kek_blobs", "dek_document"),
+        *("key_reference", "cbc_envelope", "kek_blobs", "dek_document", "gcm_iv"),
     },
     "vault_client": {"errors", "answers", "delivery", "kv", "lease", "policy", "secret"},
     "istiod_ca_bridge": {

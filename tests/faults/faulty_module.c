@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -26,9 +27,12 @@ typedef unsigned long W;
 #define CKR_OK 0x00UL
 #define CKR_GENERAL_ERROR 0x05UL
 #define CKR_DEVICE_ERROR 0x30UL
+#define CKR_MECHANISM_PARAM_INVALID 0x71UL
 #define CKR_PIN_INCORRECT 0xa0UL
 #define CKR_PIN_LOCKED 0xa4UL
 #define CKR_SESSION_COUNT 0xb1UL
+#define CKR_BUFFER_TOO_SMALL 0x150UL
+#define CKM_AES_GCM 0x1087UL
 #define CKF_USER_PIN_COUNT_LOW 0x10000UL
 #define CKF_USER_PIN_FINAL_TRY 0x20000UL
 #define CKF_USER_PIN_LOCKED 0x40000UL
@@ -40,6 +44,19 @@ struct token_info { /* CK_TOKEN_INFO, PKCS#11 2.40 section 3.2 */
     unsigned char versions[4], utc_time[16];
 };
 
+struct mechanism { /* CK_MECHANISM */
+    W type;
+    struct gcm *parameter;
+    W size;
+};
+
+struct gcm { /* CK_GCM_PARAMS, PKCS#11 2.40 section 2.12 of the mechanisms */
+    unsigned char *iv;
+    W iv_bytes, iv_bits;
+    unsigned char *aad;
+    W aad_bytes, tag_bits;
+};
+
 /* In the order of CK_FUNCTION_LIST. T: the first argument is a slot id. H: written by hand. */
 #define FUNCTIONS(G, T, H)                                                                       \
     G(Initialize, 1) H(Finalize, 1) G(GetInfo, 1) H(GetFunctionList, 1) H(GetSlotList, 3)        \
@@ -48,8 +65,8 @@ struct token_info { /* CK_TOKEN_INFO, PKCS#11 2.40 section 3.2 */
     H(CloseAllSessions, 1) G(GetSessionInfo, 2) G(GetOperationState, 3)                          \
     G(SetOperationState, 5) H(Login, 4) G(Logout, 1) G(CreateObject, 4) G(CopyObject, 5)         \
     G(DestroyObject, 2) G(GetObjectSize, 3) G(GetAttributeValue, 4) G(SetAttributeValue, 4)      \
-    G(FindObjectsInit, 3) G(FindObjects, 4) G(FindObjectsFinal, 1) G(EncryptInit, 3)             \
-    G(Encrypt, 5) G(EncryptUpdate, 5) G(EncryptFinal, 3) G(DecryptInit, 3) G(Decrypt, 5)         \
+    G(FindObjectsInit, 3) G(FindObjects, 4) G(FindObjectsFinal, 1) H(EncryptInit, 3)             \
+    H(Encrypt, 5) G(EncryptUpdate, 5) G(EncryptFinal, 3) G(DecryptInit, 3) G(Decrypt, 5)         \
     G(DecryptUpdate, 5) G(DecryptFinal, 3) G(DigestInit, 2) G(Digest, 5) G(DigestUpdate, 3)      \
     G(DigestKey, 2) G(DigestFinal, 3) G(SignInit, 3) G(Sign, 5) G(SignUpdate, 3)                 \
     G(SignFinal, 3) G(SignRecoverInit, 3) G(SignRecover, 5) G(VerifyInit, 3) G(Verify, 5)        \
@@ -63,6 +80,7 @@ struct token_info { /* CK_TOKEN_INFO, PKCS#11 2.40 section 3.2 */
 enum { FUNCTIONS(NUMBER, NUMBER, NUMBER) COUNT };
 
 enum action { PASS, REFUSE, HANG, CRASH };
+enum gcm_iv { OF_THE_CALLER, OF_THE_TOKEN, REPLACED_BY_THE_TOKEN };
 enum event { NONE, LOSE_SESSIONS, UNINITIALISE };
 
 struct entry {
@@ -81,6 +99,7 @@ struct control {
     uint64_t pin_failures;  /* kept here as a token keeps it */
     uint64_t session_limit; /* 0: what the real module says */
     uint64_t sick;          /* an action, for each new session of the token named below */
+    uint64_t gcm_iv;        /* who makes the IV of AES-GCM; the token's is appended to the output */
     char sick_label[32];    /* padded with spaces, as CK_TOKEN_INFO has it */
     struct entry functions[COUNT];
 };
@@ -302,6 +321,84 @@ W C_Login(W session, W user, W pin, W length)
         __atomic_add_fetch(&control->pin_failures, 1, __ATOMIC_SEQ_CST);
     if (limit && result == CKR_OK)
         control->pin_failures = 0;
+    return leave(result);
+}
+
+enum { IV_BYTES = 16, OPERATIONS = 256 };
+
+/* Encryptions under way whose IV is ours. */
+static struct operation {
+    int is_used;
+    W session;
+    unsigned char iv[IV_BYTES];
+} operations[OPERATIONS];
+static pthread_mutex_t operations_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* The session's operation, or a new one; NULL when there is none. */
+static struct operation *operation_of(W session, int is_new)
+{
+    struct operation *found = NULL;
+    pthread_mutex_lock(&operations_lock);
+    for (int i = 0; i < OPERATIONS && !found; i++)
+        if (operations[i].is_used && operations[i].session == session)
+            found = &operations[i];
+    for (int i = 0; is_new && i < OPERATIONS && !found; i++)
+        if (!operations[i].is_used)
+            found = &operations[i];
+    if (found && is_new) {
+        found->is_used = 1;
+        found->session = session;
+    }
+    pthread_mutex_unlock(&operations_lock);
+    return found;
+}
+
+static void end(struct operation *operation)
+{
+    pthread_mutex_lock(&operations_lock);
+    operation->is_used = 0;
+    pthread_mutex_unlock(&operations_lock);
+}
+
+W C_EncryptInit(W session, W described, W key)
+{
+    W refused = enter(N_EncryptInit);
+    if (refused)
+        return refused;
+    struct mechanism mechanism = *(struct mechanism *)described;
+    if (control->gcm_iv == OF_THE_CALLER || mechanism.type != CKM_AES_GCM)
+        return leave(REAL(EncryptInit, 3)(session, described, key));
+    struct gcm gcm = *mechanism.parameter;
+    if (control->gcm_iv == OF_THE_TOKEN && (gcm.iv || gcm.iv_bytes))
+        return leave(CKR_MECHANISM_PARAM_INVALID);
+    struct operation *operation = operation_of(session, 1);
+    if (!operation || getrandom(operation->iv, IV_BYTES, 0) != IV_BYTES)
+        return leave(CKR_GENERAL_ERROR);
+    gcm.iv = operation->iv;
+    gcm.iv_bytes = IV_BYTES;
+    gcm.iv_bits = 8 * IV_BYTES;
+    mechanism.parameter = &gcm;
+    W result = REAL(EncryptInit, 3)(session, (W)&mechanism, key);
+    if (result != CKR_OK)
+        end(operation);
+    return leave(result);
+}
+
+W C_Encrypt(W session, W data, W length, W output, W output_length)
+{
+    W refused = enter(N_Encrypt);
+    if (refused)
+        return refused;
+    struct operation *operation = operation_of(session, 0);
+    if (!operation)
+        return leave(REAL(Encrypt, 5)(session, data, length, output, output_length));
+    W *room = (W *)output_length, left = *room < IV_BYTES ? 0 : *room - IV_BYTES;
+    W result = REAL(Encrypt, 5)(session, data, length, output, (W)&left);
+    *room = left + IV_BYTES;
+    if (result == CKR_OK && output)
+        memcpy((unsigned char *)output + left, operation->iv, IV_BYTES);
+    if (result != CKR_BUFFER_TOO_SMALL && output)
+        end(operation);
     return leave(result);
 }
 

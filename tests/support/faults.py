@@ -48,6 +48,7 @@ ON_THE_TOKEN = tuple(
 
 _HEADER = (
     *("releases", "event", "slot_offset", "pin_limit", "pin_failures", "session_limit", "sick"),
+    "gcm_iv",
     *("sick_label", "sick_label_1", "sick_label_2", "sick_label_3"),
 )
 _ENTRY = ("calls", "latency_us", "action", "result", "times")
@@ -74,6 +75,16 @@ class _Action(IntEnum):
     REFUSE = 1
     HANG = 2
     CRASH = 3
+
+
+class GcmIvOf(IntEnum):
+    """Who makes the IV of AES-GCM; the token appends its own to the output."""
+
+    CALLER = 0
+    TOKEN = 1
+    """The caller's is refused: a Luna in FIPS mode."""
+    TOKEN_IN_ITS_PLACE = 2
+    """The caller's is taken and not used."""
 
 
 class _Event(IntEnum):
@@ -162,6 +173,10 @@ class FaultyHsm:
     def limit_sessions(self, limit: int) -> None:
         """Have the token allow so many sessions, and say so in its CK_TOKEN_INFO."""
         self._set_header("session_limit", limit)
+
+    def make_gcm_ivs(self, by: GcmIvOf) -> None:
+        """Have the token make the IVs of AES-GCM, or take the caller's again."""
+        self._set_header("gcm_iv", by)
 
     def calls(self, name: str) -> int:
         """Return how often the function was called since the token was made."""

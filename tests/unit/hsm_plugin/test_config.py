@@ -28,6 +28,7 @@ class Settings(TypedDict, total=False):
     algorithm: str
     key_label: str
     hmac_label: str
+    gcm_iv: str
 
 
 @pytest.fixture
@@ -99,6 +100,7 @@ def test_kubernetes_is_served_only_when_a_kek_is_named(folder: Path) -> None:
         (Settings(kubernetes_kek_id="pkcs11:object=x"), "--kms-kek-id: .* has no id"),
         (Settings(algorithm="des"), "--algorithm must be aes-gcm or aes-cbc"),
         (Settings(key_label="k8s-hmac"), "must be two labels"),
+        (Settings(gcm_iv="hsm"), "--gcm-iv .P11_GCM_IV. must be caller, token, auto"),
         (Settings(hmac_label=""), "must be two labels"),
         (Settings(key_label="k8s-kms-plugin-kek"), "must be two labels"),
         (Settings(return_seconds=0.1), "--return-after must be"),
