@@ -1,8 +1,8 @@
 """Verification of a certificate chain against the imported roots (RFC 5280, section 6.1).
 
 Checked: every signature, every validity at the given time, CA flag, path length and
-keyCertSign of each issuer, strength of keys and hashes, critical extensions that are not
-understood, and that the path ends at an imported root, byte for byte.
+keyCertSign of each issuer, its name constraints, strength of keys and hashes, critical extensions
+that are not understood, and that the path ends at an imported root, byte for byte.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtensionOID
 
+from hsm_plugin.certificate_name import name_of
 from hsm_plugin.errors import NoTrustedRootError, RejectedChainError
+from hsm_plugin.name_constraints import check_name_constraints
 
 MAX_CERTIFICATES = 16
 MAX_CERTIFICATE_BYTES = 64 << 10
@@ -28,6 +30,7 @@ _UNDERSTOOD = {
     ExtensionOID.KEY_USAGE,
     ExtensionOID.EXTENDED_KEY_USAGE,
     ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
+    ExtensionOID.NAME_CONSTRAINTS,
 }
 MALFORMED = (
     ValueError,
@@ -73,7 +76,7 @@ def check_root(root: x509.Certificate, now: datetime) -> None:
     _check_issuer(root, below=0)
     if root.issuer != root.subject or not _signed_by(root, root):
         raise RejectedChainError(
-            f"{_name(root)} is not self-signed",
+            f"{name_of(root)} is not self-signed",
             hint="import the root itself, not an intermediate",
         )
 
@@ -131,6 +134,7 @@ def _check_path(path: list[x509.Certificate], now: datetime) -> None:
     for below, issuer in enumerate(path[1:]):
         between = [entry for entry in path[1 : below + 1] if entry.issuer != entry.subject]
         _check_issuer(issuer, below=len(between))
+    check_name_constraints(path)
 
 
 def _is_anchor(certificate: x509.Certificate, roots: list[x509.Certificate]) -> bool:
@@ -149,11 +153,11 @@ def _issuers_of(
         return issuers
     if not named:
         raise RejectedChainError(
-            f"the issuer of {_name(certificate)} is neither imported nor in the chain",
+            f"the issuer of {name_of(certificate)} is neither imported nor in the chain",
             hint="send the whole chain, and import its root",
         )
     raise RejectedChainError(
-        f"the signature on {_name(certificate)} was not made by any issuer of that name",
+        f"the signature on {name_of(certificate)} was not made by any issuer of that name",
         hint="the chain ends at another root than the imported one",
     )
 
@@ -170,12 +174,12 @@ def _check_validity(certificate: x509.Certificate, now: datetime) -> None:
     moment = now.astimezone(UTC)
     if moment < certificate.not_valid_before_utc:
         raise RejectedChainError(
-            f"{_name(certificate)} is not valid before {certificate.not_valid_before_utc:%FT%TZ}",
+            f"{name_of(certificate)} is not valid before {certificate.not_valid_before_utc:%FT%TZ}",
             hint="compare the clocks of this host and of the signer",
         )
     if moment > certificate.not_valid_after_utc:
         raise RejectedChainError(
-            f"{_name(certificate)} expired at {certificate.not_valid_after_utc:%FT%TZ}",
+            f"{name_of(certificate)} expired at {certificate.not_valid_after_utc:%FT%TZ}",
             hint="have it signed again",
         )
 
@@ -185,7 +189,7 @@ def _check_strength(certificate: x509.Certificate) -> None:
         key = certificate.public_key()
         algorithm = certificate.signature_hash_algorithm
     except MALFORMED:
-        raise RejectedChainError(f"{_name(certificate)} uses an unknown algorithm") from None
+        raise RejectedChainError(f"{name_of(certificate)} uses an unknown algorithm") from None
     match key:
         case rsa.RSAPublicKey():
             strong = key.key_size >= MIN_RSA_BITS
@@ -197,11 +201,11 @@ def _check_strength(certificate: x509.Certificate) -> None:
             strong = False
     if not strong:
         raise RejectedChainError(
-            f"{_name(certificate)} has a weak or unknown kind of key",
+            f"{name_of(certificate)} has a weak or unknown kind of key",
             hint=f"use RSA of {MIN_RSA_BITS} bits or more, P-256, P-384, P-521 or Ed25519",
         )
     if algorithm is not None and not isinstance(algorithm, _STRONG_HASHES):
-        raise RejectedChainError(f"{_name(certificate)} is signed with {algorithm.name}")
+        raise RejectedChainError(f"{name_of(certificate)} is signed with {algorithm.name}")
 
 
 def _check_extensions(certificate: x509.Certificate) -> None:
@@ -212,7 +216,7 @@ def _check_extensions(certificate: x509.Certificate) -> None:
     ]
     if unknown:
         raise RejectedChainError(
-            f"{_name(certificate)} has critical extensions not understood: {', '.join(unknown)}"
+            f"{name_of(certificate)} has critical extensions not understood: {', '.join(unknown)}"
         )
 
 
@@ -225,12 +229,12 @@ def _check_issuer(issuer: x509.Certificate, *, below: int) -> None:
         constraints = x509.BasicConstraints(ca=False, path_length=None)
     if not constraints.ca:
         raise RejectedChainError(
-            f"{_name(issuer)} is not a CA",
+            f"{name_of(issuer)} is not a CA",
             hint="sign it with basicConstraints CA:TRUE",
         )
     if constraints.path_length is not None and below > constraints.path_length:
         raise RejectedChainError(
-            f"{_name(issuer)} allows {constraints.path_length} intermediate CA(s), not {below}"
+            f"{name_of(issuer)} allows {constraints.path_length} intermediate CA(s), not {below}"
         )
     try:
         usage = extensions.get_extension_for_class(x509.KeyUsage).value
@@ -238,7 +242,7 @@ def _check_issuer(issuer: x509.Certificate, *, below: int) -> None:
         return
     if not usage.key_cert_sign:
         raise RejectedChainError(
-            f"{_name(issuer)} may not sign certificates",
+            f"{name_of(issuer)} may not sign certificates",
             hint="sign it with keyUsage keyCertSign",
         )
 
@@ -247,16 +251,7 @@ def _extensions(certificate: x509.Certificate) -> x509.Extensions:
     try:
         return certificate.extensions
     except MALFORMED:
-        raise RejectedChainError(f"{_name(certificate)} has malformed extensions") from None
-
-
-def _name(certificate: x509.Certificate) -> str:
-    try:
-        subject = certificate.subject.rfc4514_string()
-    except ValueError:
-        subject = ""
-    subject = "".join(char if char.isprintable() else "?" for char in subject)
-    return f'certificate "{subject[:200]}"' if subject else "a certificate without a subject"
+        raise RejectedChainError(f"{name_of(certificate)} has malformed extensions") from None
 
 
 def to_der(certificate: x509.Certificate) -> bytes:

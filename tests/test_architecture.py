@@ -17,6 +17,7 @@ DOMAIN = {
     "hsm_plugin": {
         *("errors", "keys", "envelope", "trust", "callers", "pkcs11_uri", "token_reference"),
         *("key_reference", "cbc_envelope", "kek_blobs", "dek_document", "gcm_iv"),
+        *("certificate_name", "name_constraints"),
     },
     "vault_client": {"errors", "answers", "delivery", "kv", "lease", "policy", "secret"},
     "istiod_ca_bridge": {

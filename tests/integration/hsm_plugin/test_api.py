@@ -6,7 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
+import grpc
 import pytest
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -152,6 +154,26 @@ def test_an_imported_root_verifies_chains_and_survives_a_restart(
     with plugins.running(hsm, folder) as plugin, plugin.keys() as stub:
         for request in requests:
             assert stub.VerifyCertChain(request).successful_verification
+
+
+def test_an_imported_roots_name_constraints_hold_for_every_chain(
+    hsm: SoftHsm, folder: Path
+) -> None:
+    only = x509.NameConstraints([x509.UniformResourceIdentifier("mesh.example.com")], None)
+    root = pki.issue("Root", is_ca=True, usage=pki.CA_USAGE, extensions=[(only, True)])
+    mesh_ca = pki.intermediate(root)
+
+    def request(trust_domain: str) -> kms.VerifyCertChainRequest:
+        uri = x509.UniformResourceIdentifier(f"spiffe://{trust_domain}/ns/a/sa/b")
+        names = x509.SubjectAlternativeName([uri])
+        workload = pki.issue("workload", mesh_ca, extensions=[(names, True)])
+        return kms.VerifyCertChainRequest(certificates=[root.pem, mesh_ca.pem, workload.pem])
+
+    with plugins.running(hsm, folder) as plugin, plugin.keys() as stub:
+        assert stub.ImportCACert(kms.ImportCACertRequest(ca_cert_blob=root.pem)).success
+        assert stub.VerifyCertChain(request("mesh.example.com")).successful_verification
+        with pytest.raises(grpc.RpcError, match=r"do not permit spiffe://evil\.test"):
+            stub.VerifyCertChain(request("evil.test"))
 
 
 def test_a_root_is_imported_as_pem_or_der_and_stored_once(hsm: SoftHsm, folder: Path) -> None:

@@ -270,7 +270,9 @@ def _unknown_critical(root: Issued) -> Issued:
 
 
 def _name_constraints(root: Issued) -> Issued:
-    only = x509.NameConstraints([x509.DNSName("example.org")], None)
+    only = x509.NameConstraints(
+        None, [x509.DirectoryName(x509.Name.from_rfc4514_string("CN=workload"))]
+    )
     return pki.issue("narrow", root, is_ca=True, usage=pki.CA_USAGE, extensions=[(only, True)])
 
 
@@ -293,7 +295,7 @@ def _weak_curve(root: Issued) -> Issued:
         (_no_constraints, "is not a CA"),
         (_no_cert_sign, "may not sign certificates"),
         (_unknown_critical, "1.3.6.1.4.1.55555.1"),
-        (_name_constraints, "2.5.29.30"),
+        (_name_constraints, "exclude CN=workload"),
         (_weak_rsa, "weak"),
         (_weak_curve, "weak"),
     ],
