@@ -1,0 +1,35 @@
+"""kubectl, found or built before any test's own time limit runs."""
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from tests.support import kubectl
+from tests.support.kubectl import KubectlError, MissingProgramError
+
+_PROGRAM = pytest.StashKey[Path | KubectlError]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    wanted = any("with_kubectl" in getattr(item, "fixturenames", ()) for item in session.items)
+    if not wanted or session.config.option.collectonly:
+        return
+    capture = session.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else nullcontext():
+        try:
+            session.config.stash[_PROGRAM] = kubectl.program()
+        except KubectlError as error:
+            session.config.stash[_PROGRAM] = error
+
+
+@pytest.fixture(scope="session")
+def with_kubectl(pytestconfig: pytest.Config) -> Path:
+    """The program; only outside of CI, and without Go, is it no failure to have none."""
+    found = pytestconfig.stash[_PROGRAM]
+    if isinstance(found, MissingProgramError) and not os.environ.get("CI"):
+        pytest.skip(str(found))
+    if isinstance(found, KubectlError):
+        pytest.fail(str(found), pytrace=False)
+    return found

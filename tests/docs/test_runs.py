@@ -1,0 +1,253 @@
+"""The pages whose commands are really run, in their order; and the names of those that are not."""
+
+import base64
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kubernetes import client
+
+from istio_hsm_proto import kms_istio_v1_pb2 as pb
+from tests.docs import operator
+from tests.docs.pages import REPOSITORY, Block, page, pages
+from tests.docs.sandbox import PageError, Sandbox
+from tests.support import pki
+from tests.support import plugin as plugins
+from tests.support.kube import KubeCluster
+from tests.support.openbao import OpenBao, bao_path
+from tests.support.softhsm import SoftHsm, make_token
+
+RUNS = {
+    ("README.md", "demo"),
+    ("README.fr.md", "demo"),
+    ("docs/hsm-plugin.md", "run"),
+    ("docs/installer.md", "run"),
+    ("docs/operator-guide.md", "tool"),
+    ("docs/operator-guide.md", "hand"),
+}
+"""The runs: each has a test below. README.fr.md's is README.md's, word for word."""
+
+ONLY_PARSED = {
+    "CONTRIBUTING.md": "names make's targets",
+    "docs/ca-bridge.md": "tests/integration/istiod_ca_bridge runs its commands on their own",
+    "docs/deploy.md": "tests/e2e/test_manifests.py applies what it applies",
+    "docs/disaster-recovery.md": "its faults are played by tests/faults and the packages' tests",
+    "docs/faq.md": "single commands that look at something",
+    "docs/images.md": "tests/images builds them",
+    "docs/luna.md": "nobody here has a Luna",
+    "docs/migration.md": "tests/integration/hsm_plugin/test_interop.py, on the reference's token",
+    "docs/tuning.md": "measurements, which tests do not repeat",
+    "docs/vault-client.md": "tests/integration/vault_client starts it each way",
+}
+"""Pages whose commands are parsed by their programs and run by nobody here, and why that is so."""
+
+_SOCKET = "/tmp/.hsm-sock"  # noqa: S108 - as the pages write it
+
+
+def blocks_of(name: str, run: str) -> list[Block]:
+    return [block for block in page(name).blocks() if run in block.runs]
+
+
+def test_every_page_with_commands_is_run_or_said_to_be_only_parsed() -> None:
+    with_shell = {
+        one.name for one in pages() if any(block.language == "sh" for block in one.blocks())
+    }
+    named = {(block.page, run) for one in pages() for block in one.blocks() for run in block.runs}
+    assert named == RUNS
+    assert with_shell - {name for name, _ in RUNS} <= set(ONLY_PARSED)
+    assert set(ONLY_PARSED) & {name for name, _ in RUNS} == set()
+
+
+@pytest.fixture
+def hsm(tmp_path: Path) -> SoftHsm:
+    return make_token(tmp_path / "token")
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path, hsm: SoftHsm) -> Sandbox:
+    made = Sandbox(tmp_path / "operator", {"SOFTHSM2_CONF": str(hsm.config)})
+    made.replaced["/usr/lib/softhsm/libsofthsm2.so"] = hsm.module
+    made.replaced[_SOCKET] = str(tmp_path / ".hsm-sock")
+    return made
+
+
+@pytest.fixture
+def cluster(kube: KubeCluster) -> Iterator[KubeCluster]:
+    """A cluster of the test's own: the pages write to istio-system and vault."""
+    del kube  # it says whether there can be one
+    with KubeCluster() as own:
+        yield own
+
+
+@pytest.fixture
+def bao(tmp_path: Path) -> Iterator[OpenBao]:
+    server = OpenBao(tmp_path / "bao")
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_a_statement_that_fails_is_named_and_ends_the_run(sandbox: Sandbox) -> None:
+    [block] = page("docs/hsm-plugin.md").blocks()[:1]
+    broken = Block("page.md", 7, "sh", block.runs, "true\nfalse # exit 3\ntouch reached\n")
+    with pytest.raises(PageError, match=r"page\.md:8 ended with 1"):
+        sandbox.run([broken])
+    assert not (sandbox.folder / "reached").exists()
+
+
+def test_the_demo_of_the_readme() -> None:
+    [block] = blocks_of("README.md", "demo")
+    assert [one.text for one in blocks_of("README.fr.md", "demo")] == [block.text]
+    ran = subprocess.run(
+        ["bash", "-euc", block.text],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "OK" in ran.stdout
+
+
+def test_the_first_block_of_the_plugins_page(
+    sandbox: Sandbox, hsm: SoftHsm, tmp_path: Path
+) -> None:
+    root = operator.offline_root()
+    operator.write_root(sandbox.folder, root)
+    ca = pki.intermediate(root)
+    (sandbox.folder / "cert-chain.pem").write_bytes(ca.pem + root.pem)
+    (sandbox.folder / "pin").write_text(operator.pin_of(hsm))
+    with plugins.running(hsm, tmp_path / "before") as plugin:
+        write_encrypted_csr(plugin, pki.request("mesh"), sandbox.folder / "encrypted_csr.json")
+    told = sandbox.run(blocks_of("docs/hsm-plugin.md", "run"))
+    assert f"KEK ID: {operator.KEK_ID}" in told
+    assert "Verified: CN=Mesh CA" in told
+    assert (sandbox.folder / "csr.pem").read_text().startswith("-----BEGIN CERTIFICATE REQUEST")
+
+
+@pytest.mark.timeout(180)
+def test_the_ceremony_of_the_installers_page(
+    sandbox: Sandbox, hsm: SoftHsm, tmp_path: Path, cluster: KubeCluster
+) -> None:
+    root = operator.offline_root()
+    operator.write_root(sandbox.folder, root)
+    store = tmp_path / "store"
+    store.mkdir()
+    sandbox.replaced["/var/lib/istio-hsm"] = str(store)
+    cluster.create_namespace("istio-system")
+    cluster.create_pod("istio-system", "istiod-1", labels={"app": "istiod"})
+    core = client.CoreV1Api(cluster.admin_client())
+    core.patch_namespaced_pod_status(
+        "istiod-1",
+        "istio-system",
+        {"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}},
+    )
+    encrypted = sandbox.folder / "published.json"
+    with plugins.running(hsm, tmp_path / "run") as plugin:
+        sandbox.replaced[_SOCKET] = str(plugin.socket)
+        write_encrypted_csr(plugin, pki.request("mesh"), encrypted)
+        core.create_namespaced_secret(
+            "istio-system",
+            client.V1Secret(
+                metadata=client.V1ObjectMeta(name="istio-ca-cert-csr"),
+                data=json.loads(encrypted.read_text()),
+            ),
+        )
+        sandbox_with_cluster(sandbox, cluster)
+        sandbox.run(blocks_of("docs/installer.md", "run"))
+    secret = core.read_namespaced_secret("istio-ca-cert", "istio-system")
+    chain = (sandbox.folder / "cert-chain.pem").read_bytes()
+    assert base64.b64decode((secret.data or {})["cert-chain.pem"]) == chain
+    assert (store / "istio-ca-cert" / "cert-chain.pem").read_bytes() == chain
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("run", ["tool", "hand"])
+def test_the_operator_guide_from_nothing_to_an_injected_namespace(
+    run: str,
+    sandbox: Sandbox,
+    hsm: SoftHsm,
+    tmp_path: Path,
+    cluster: KubeCluster,
+    bao: OpenBao,
+    with_kubectl: Path,
+) -> None:
+    guide = page("docs/operator-guide.md")
+    folder = sandbox.folder
+    operator.write_root(folder, operator.offline_root())
+    operator.write_vault_files(sandbox, bao)
+    values = operator.write_credentials(folder / "hsm", operator.pin_of(hsm))
+    (folder / "Chrystoki.conf").write_text("Chrystoki2 = { }\n")
+    (folder / "deploy").symlink_to(REPOSITORY / "deploy")
+    sandbox.program("kubectl", with_kubectl)
+    sandbox.program("vault", Path(bao_path()))
+    sandbox.program("istioctl", '#!/bin/sh\necho "$@" >> istioctl.log\n')
+    sandbox.program(
+        "fill-in",
+        f"#!/bin/sh\ncat > \"$1\" <<'EOF'\n{configuration(bao, sandbox.replaced[_SOCKET])}EOF\n",
+    )
+    sandbox_with_cluster(sandbox, cluster)
+    sandbox.write_files_of(guide.blocks())
+    operator.create_shop(cluster)
+
+    socket = Path(sandbox.replaced[_SOCKET])
+    with operator.cluster_that_starts_the_ca(cluster, socket, tmp_path):
+        sandbox.run(blocks_of(guide.name, run))
+
+    core = client.CoreV1Api(cluster.admin_client())
+    published = core.read_namespaced_config_map("istio-ca-root-cert", "shop")
+    assert (published.data or {})["root-cert.pem"] == (folder / "root.pem").read_text()
+    assert operator.delivered_to_the_ca(cluster, bao, tmp_path / "pod") == values
+    assert "deploy/istioctl/ca-server.yaml" in (folder / "istioctl.log").read_text()
+    labels = core.read_namespace("shop").metadata
+    assert labels is not None
+    assert (labels.labels or {})["istio.io/rev"] == "default"
+    assert operator.restarted(cluster)
+
+
+def configuration(bao: OpenBao, socket: str) -> str:
+    """Return istio-hsm.yaml as the guide has it filled in."""
+    return f"""apiVersion: istio-hsm/v1
+cluster: {{suffix: c1}}
+vault: {{address: "{bao.address}", caFile: vault-ca.pem}}
+hsm:
+  slotLabel: mesh
+  kekId: {operator.KEK_ID}
+  rootCertFile: root.pem
+  clientCertFile: hsm/clientcert.pem
+  clientKeyFile: hsm/clientkey.pem
+  serverCertFile: hsm/servercert.pem
+  pinFile: hsm/pin
+  socket: {socket}
+istio: {{flavour: upstream, version: 1.29.0, revision: "", serviceAccount: istiod-ca-bridge}}
+"""
+
+
+def sandbox_with_cluster(sandbox: Sandbox, cluster: KubeCluster) -> None:
+    sandbox.environment["KUBECONFIG"] = str(cluster.kubeconfig())
+    sandbox.environment["EDITOR"] = "fill-in"
+
+
+def write_encrypted_csr(plugin: plugins.Plugin, csr: bytes, path: Path) -> None:
+    """Write a CSR as the Secret istio-ca-cert-csr has it; the KEK is made when it is not there."""
+    kek = operator.KEK_ID.encode()
+    with plugin.keys() as keys:
+        keys.GenerateKEK(pb.GenerateKEKRequest(kek_kid=kek))
+        dek = keys.GenerateDEK(pb.GenerateDEKRequest(kek_kid=kek)).encrypted_dek_blob
+        sealed = keys.AuthenticatedEncrypt(
+            pb.AuthenticatedEncryptRequest(
+                kek_kid=kek, encrypted_dek_blob=dek, plaintext=csr, aad=b"cluster.local"
+            )
+        ).ciphertext
+    values = {
+        "kek-id": kek,
+        "encrypted-dek": dek,
+        "csr-id": b"cluster.local",
+        "encrypted-csr": sealed,
+    }
+    path.write_text(
+        json.dumps({key: base64.b64encode(value).decode() for key, value in values.items()})
+    )
