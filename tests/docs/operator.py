@@ -28,12 +28,12 @@ _BIN = Path(sys.executable).parent
 _POLL_SECONDS = 0.1
 
 
-def offline_root() -> pki.Issued:
+def offline_root(name: str = "Mesh Root") -> pki.Issued:
     """Return a root that outlives the CA certificates of the pages."""
     key = ec.generate_private_key(ec.SECP256R1())
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     return pki.issue(
-        "Mesh Root",
+        name,
         is_ca=True,
         usage=pki.CA_USAGE,
         key=key,
@@ -182,3 +182,10 @@ def restarted(kube: KubeCluster) -> bool:
 def pin_of(hsm: SoftHsm) -> str:
     """Return the PIN that the token of the test takes."""
     return hsm.pin_file.read_text()
+
+
+def published_roots(kube: KubeCluster, namespace: str) -> str:
+    """Return what workloads of the namespace are told to trust."""
+    core = client.CoreV1Api(kube.admin_client())
+    found = core.read_namespaced_config_map("istio-ca-root-cert", namespace)
+    return (found.data or {})["root-cert.pem"]

@@ -34,7 +34,7 @@ READ_ONLY = {
 
 SHELL_WORDS = frozenset(
     {"export", "cd", "mkdir", "cp", "cat", "printf", "echo", "sleep", "kill", "base64", "unset"}
-    | {"openssl", "tar", "sha256sum", "test", "umask", "jq", "wait", "ls", "grep"}
+    | {"openssl", "tar", "sha256sum", "test", "umask", "jq", "wait", "ls", "grep", "cut"}
     | {"${EDITOR:-vi}"}
 )
 """What every machine of an operator has; their arguments are judged where the block is run."""

@@ -52,7 +52,7 @@ class Statement:
         return found
 
     def _tokens(self) -> list[str]:
-        text = _SUBSTITUTION.sub("SUBSTITUTED", self.text.replace("\\\n", " "))
+        text = _SUBSTITUTION.sub("00", self.text.replace("\\\n", " "))
         if "<<" in text or "`" in text:
             raise ShellTextError(f"{self}: here-documents and backticks are not understood")
         lexer = shlex.shlex(text, posix=True, punctuation_chars=True)

@@ -26,6 +26,7 @@ RUNS = {
     ("docs/installer.md", "run"),
     ("docs/operator-guide.md", "tool"),
     ("docs/operator-guide.md", "hand"),
+    ("docs/disaster-recovery.md", "tool"),
 }
 """The runs: each has a test below. README.fr.md's is README.md's, word for word."""
 
@@ -33,7 +34,6 @@ ONLY_PARSED = {
     "CONTRIBUTING.md": "names make's targets",
     "docs/ca-bridge.md": "tests/integration/istiod_ca_bridge runs its commands on their own",
     "docs/deploy.md": "tests/e2e/test_manifests.py applies what it applies",
-    "docs/disaster-recovery.md": "its faults are played by tests/faults and the packages' tests",
     "docs/faq.md": "single commands that look at something",
     "docs/images.md": "tests/images builds them",
     "docs/luna.md": "nobody here has a Luna",
@@ -42,6 +42,16 @@ ONLY_PARSED = {
     "docs/vault-client.md": "tests/integration/vault_client starts it each way",
 }
 """Pages whose commands are parsed by their programs and run by nobody here, and why that is so."""
+
+_ROOTS_ARE_PUBLISHED = Block(
+    "this test",
+    1,
+    "sh",
+    frozenset(),
+    "until kubectl get configmap istio-ca-root-cert -n shop -o yaml > shop.yaml"
+    " && test $(grep -c BEGIN shop.yaml) = 2; do sleep 0.2; done",
+)
+"""The plugin of the page's shell must live until the bridge has had the roots judged by it."""
 
 _SOCKET = "/tmp/.hsm-sock"  # noqa: S108 - as the pages write it
 
@@ -166,7 +176,7 @@ def test_the_ceremony_of_the_installers_page(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("run", ["tool", "hand"])
-def test_the_operator_guide_from_nothing_to_an_injected_namespace(
+def test_the_operator_guide_to_an_injected_namespace_and_then_renewal_and_another_root(
     run: str,
     sandbox: Sandbox,
     hsm: SoftHsm,
@@ -178,6 +188,7 @@ def test_the_operator_guide_from_nothing_to_an_injected_namespace(
     guide = page("docs/operator-guide.md")
     folder = sandbox.folder
     operator.write_root(folder, operator.offline_root())
+    (folder / "new-root.pem").write_bytes(operator.offline_root("New Root").pem)
     operator.write_vault_files(sandbox, bao)
     values = operator.write_credentials(folder / "hsm", operator.pin_of(hsm))
     (folder / "Chrystoki.conf").write_text("Chrystoki2 = { }\n")
@@ -195,14 +206,19 @@ def test_the_operator_guide_from_nothing_to_an_injected_namespace(
 
     socket = Path(sandbox.replaced[_SOCKET])
     with operator.cluster_that_starts_the_ca(cluster, socket, tmp_path):
-        sandbox.run(blocks_of(guide.name, run))
-
-    core = client.CoreV1Api(cluster.admin_client())
-    published = core.read_namespaced_config_map("istio-ca-root-cert", "shop")
-    assert (published.data or {})["root-cert.pem"] == (folder / "root.pem").read_text()
+        sandbox.run(
+            [
+                *blocks_of(guide.name, run),
+                *blocks_of("docs/disaster-recovery.md", run),
+                *([_ROOTS_ARE_PUBLISHED] if run == "tool" else []),
+            ]
+        )
+    roots = ["root.pem", "new-root.pem"] if run == "tool" else ["root.pem"]
+    trusted = "".join((folder / name).read_text() for name in roots)
+    assert operator.published_roots(cluster, "shop") == trusted
     assert operator.delivered_to_the_ca(cluster, bao, tmp_path / "pod") == values
     assert "deploy/istioctl/ca-server.yaml" in (folder / "istioctl.log").read_text()
-    labels = core.read_namespace("shop").metadata
+    labels = client.CoreV1Api(cluster.admin_client()).read_namespace("shop").metadata
     assert labels is not None
     assert (labels.labels or {})["istio.io/rev"] == "default"
     assert operator.restarted(cluster)

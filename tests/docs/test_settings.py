@@ -1,0 +1,194 @@
+"""Pages, --help and programs name the same settings."""
+
+import argparse
+import ast
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import bench.__main__
+import hsm_plugin.cli
+import istiod_ca_bridge.cli
+import vault_client.__main__
+from istio_hsm_installer.cli import app
+from istio_hsm_installer.schema import json_schema
+from tests.docs.pages import REPOSITORY, code_words, page, pages, rows
+from vault_client.errors import Cause
+
+_NAME = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+|SOCKET|KUBECONFIG")
+_FLAG = re.compile(r"--[a-z][a-z0-9-]*")
+
+NOT_OURS = frozenset(
+    {"KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT", "KUBERNETES_SERVICE_PORT_HTTPS"}
+)
+"""Variables that Kubernetes gives each container."""
+
+FOREIGN_FLAGS: Mapping[str, str] = {
+    "--require-hashes": "pip",
+    "--set": "istioctl",
+    "--install-completion": "typer",
+}
+"""Flags in sentences of the pages that are not of our programs, and whose they are."""
+
+
+def variables(*modules: str) -> set[str]:
+    """Return the variables that the modules read: first arguments that look like one."""
+    found = set()
+    for module in modules:
+        for node in ast.walk(ast.parse((REPOSITORY / module).read_text())):
+            if isinstance(node, ast.Call):
+                first = node.args[0] if node.args else None
+                if isinstance(first, ast.Constant) and isinstance(first.value, str):
+                    found |= {first.value} if _NAME.fullmatch(first.value) else set()
+    return found - NOT_OURS
+
+
+def config_modules(package: str) -> list[str]:
+    """Return the modules of a package that read or judge settings."""
+    paths = [REPOSITORY / package / "config.py", *(REPOSITORY / package).glob("*settings.py")]
+    return [str(path.relative_to(REPOSITORY)) for path in paths]
+
+
+def first_cells(name: str, heading: str) -> set[str]:
+    """Return the variables of the first column of a section's tables."""
+    cells = [row[0] for row in rows(page(name).section(heading))]
+    return {word for cell in cells for word in code_words(cell) if _NAME.fullmatch(word)}
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield the parser and those of its commands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from parsers(child)
+
+
+def flags(parser: argparse.ArgumentParser, *, hidden: bool = True) -> set[str]:
+    """Return the long flags of one parser."""
+    return {
+        flag
+        for action in parser._actions
+        for flag in action.option_strings
+        if flag.startswith("--") and (hidden or action.help != argparse.SUPPRESS)
+    }
+
+
+def typer_flags() -> set[str]:
+    found, left = set(), [typer.main.get_command(app)]
+    while left:
+        command = left.pop()
+        left += list(getattr(command, "commands", {}).values())
+        for parameter in command.params:
+            found |= {
+                flag for flag in (*parameter.opts, *parameter.secondary_opts) if flag[:2] == "--"
+            }
+    return found | {"--help"}
+
+
+def serve_parser() -> argparse.ArgumentParser:
+    [actions] = hsm_plugin.cli._parser()._subparsers._group_actions  # type: ignore[union-attr]
+    assert isinstance(actions, argparse._SubParsersAction)
+    found: argparse.ArgumentParser = actions.choices["serve"]
+    return found
+
+
+def test_the_plugins_page_names_each_variable_that_it_reads_and_no_other() -> None:
+    read = variables("hsm_plugin/cli.py", *config_modules("hsm_plugin"))
+    assert first_cells("docs/hsm-plugin.md", "## Settings of `serve`") == read
+
+
+def test_the_plugins_page_names_each_flag_of_serve_and_its_help_each_variable() -> None:
+    section = page("docs/hsm-plugin.md").section("## Settings of `serve`")
+    named = {flag for row in rows(section) for flag in _FLAG.findall(row[1])}
+    assert named == flags(serve_parser(), hidden=False) - {"--help"}
+    told = serve_parser().format_help()
+    read = variables("hsm_plugin/cli.py") - {"LOG_FORMAT"}
+    assert not [name for name in read if name not in told]
+
+
+def test_the_bridges_page_its_help_and_its_reader_name_the_same_variables() -> None:
+    read = variables(*config_modules("istiod_ca_bridge"))
+    told = set(re.findall(r"^  (\S+)  ", istiod_ca_bridge.cli._ENVIRONMENT, re.MULTILINE))
+    assert told == read
+    assert first_cells("docs/ca-bridge.md", "## Settings") == read
+
+
+def test_the_vault_clients_page_names_each_variable_that_it_reads_and_no_other() -> None:
+    read = variables(*config_modules("vault_client")) | {"ON_EXIT"}
+    causes = {f"ON_{cause.name}" for cause in Cause}
+    section = page("docs/vault-client.md").section("## Settings")
+    in_tables = {word for row in rows(section) for cell in row for word in code_words(cell)}
+    named = {word.split("=")[0] for word in in_tables}
+    assert {word for word in named if _NAME.fullmatch(word)} == read - causes
+    assert "ON_<CAUSE>" in named
+    states = {
+        word
+        for row in rows(page("docs/vault-client.md").section("## States"))
+        for word in code_words(row[0])
+    }
+    assert states == {cause.value for cause in Cause}
+
+
+def test_each_setting_of_the_installer_in_a_sentence_is_in_its_schema() -> None:
+    schema = json_schema()["properties"]
+    known = {
+        f"{section}.{name}"
+        for section, body in schema.items()
+        for name in body.get("properties", {})
+    }
+    sections = "|".join(set(schema) - {"apiVersion"})
+    pattern = re.compile(rf"(?:{sections})\.[a-z][A-Za-z]+")
+    used = {
+        found[0]
+        for one in pages()
+        if one.name != "docs/migration.md"  # names Helm values of ASM
+        for word in code_words(one.prose())
+        if (found := pattern.fullmatch(word.split(":")[0]))
+    } - {"cluster.local", "hsm.hsmKEKID"}  # a trust domain; a value of ASM's chart
+    assert used
+    assert used <= known
+
+
+def test_each_flag_in_a_sentence_is_of_one_of_our_programs() -> None:
+    known = typer_flags() | set(FOREIGN_FLAGS)
+    for make in (
+        hsm_plugin.cli._parser,
+        istiod_ca_bridge.cli._parser,
+        vault_client.__main__._parser,
+    ):
+        known |= {flag for parser in parsers(make()) for flag in flags(parser)}
+    known |= set(re.findall(r'"(--[a-z-]+)"', Path(bench.__main__.__file__).read_text()))
+    unknown = {
+        f"{one.name}: {flag}"
+        for one in pages()
+        for word in code_words(one.prose())
+        for flag in _FLAG.findall(word)
+        if flag not in known and not word.startswith(("pip ", "kubectl ", "istioctl ", "bao "))
+    }
+    assert not unknown
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda text: text.replace("| `CA_LISTEN`", "| `CA_LISTENS`"),
+        lambda text: re.sub(r"(?m)^\| `TRUST_DOMAIN` .*\n", "", text),
+    ],
+)
+def test_a_variable_that_is_wrong_or_left_out_is_seen(
+    broken: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = page("docs/ca-bridge.md").text
+    assert broken(text) != text
+    original = Path.read_text
+    monkeypatch.setattr(
+        Path,
+        "read_text",
+        lambda path: broken(original(path)) if path.name == "ca-bridge.md" else original(path),
+    )
+    with pytest.raises(AssertionError):
+        test_the_bridges_page_its_help_and_its_reader_name_the_same_variables()
