@@ -97,8 +97,8 @@ def _run_bridge(kube: KubeCluster, socket: Path, folder: Path, ended: threading.
         if ended.wait(_POLL_SECONDS):
             return
     core = client.CoreV1Api(kube.admin_client())
-    settings = next(
-        entry.data
+    settings: dict[str, str] = next(
+        entry.data or {}
         for entry in core.list_namespaced_config_map(CA_NAMESPACE).items
         if entry.metadata and str(entry.metadata.name).startswith("istio-hsm-settings")
     )

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from unittest import mock
 
+import typer.core
 import typer.main
 
 import bench.__main__
@@ -26,7 +27,6 @@ READ_ONLY = {
     "apt-get": "it would install packages",
     "mmdebstrap": "tests/images does it",
     "buildah": "tests/images does it",
-    "gkectl": "of GKE on VMware alone",
     "curl": "it would reach the internet",
     "vault": "`bao` stands for it where the block is run",
 }
@@ -75,7 +75,7 @@ def _installer(arguments: Sequence[str]) -> None:
             if rest == ["--help"]:
                 return
             context = command.make_context(path, list(rest), resilient_parsing=False)
-            if not isinstance(command, typer.main.TyperGroup):
+            if not isinstance(command, typer.core.TyperGroup):
                 return
             name, command, rest = command.resolve_command(  # type: ignore[assignment]
                 context, [*context._protected_args, *context.args]

@@ -134,7 +134,7 @@ def test_a_statement_ends_with_0_or_as_its_comment_says() -> None:
 
 def test_a_fence_in_a_list_loses_its_indent_and_one_that_is_not_closed_is_found() -> None:
     [block] = Page("p", "1. do\n\n   ```sh run\n   make demo\n   ```\n").blocks()
-    assert (block.line, block.runs, block.text) == (4, {"run"}, "make demo\n")
+    assert (block.line, block.runs, block.text) == (4, frozenset({"run"}), "make demo\n")
     with pytest.raises(AssertionError, match="never closes"):
         Page("p", "```sh\nmake demo\n").blocks()
 
