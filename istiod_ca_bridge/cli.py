@@ -37,6 +37,7 @@ environment (durations as 24h or 1h30m; lists by comma):
   BRIDGE_STORE_DIR           the directory: <dir>/<secret name>/<key>
   KUBECONFIG                 a cluster to talk to from outside; in a pod, unset
   POD_NAMESPACE              namespace of the Secrets (istio-system)
+  POD_NAME, POD_UID          the pod that Events are about; the leader's name
   KEY_MANAGEMENT_ENDPOINT    the HSM plugin's socket (/var/run/hsm-socket/.sock)
   KEY_MANAGEMENT_KEY_ID      KEK id; required
   CA_KEY_MODE                resident (default: signs in the HSM) or sealed (in memory; the

@@ -28,12 +28,12 @@ _BIN = Path(sys.executable).parent
 _POLL_SECONDS = 0.1
 
 
-def offline_root(name: str = "Mesh Root") -> pki.Issued:
+def offline_root() -> pki.Issued:
     """Return a root that outlives the CA certificates of the pages."""
     key = ec.generate_private_key(ec.SECP256R1())
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     return pki.issue(
-        name,
+        "Mesh Root",
         is_ca=True,
         usage=pki.CA_USAGE,
         key=key,

@@ -34,7 +34,7 @@ READ_ONLY = {
 
 SHELL_WORDS = frozenset(
     {"export", "cd", "mkdir", "cp", "cat", "printf", "echo", "sleep", "kill", "base64", "unset"}
-    | {"openssl", "tar", "sha256sum", "test", "umask", "jq", "wait", "ls", "grep", "cut"}
+    | {"openssl", "tar", "sha256sum", "test", "umask", "jq", "wait", "ls", "grep", "cut", "cmp"}
     | {"${EDITOR:-vi}"}
 )
 """What every machine of an operator has; their arguments are judged where the block is run."""
@@ -119,6 +119,8 @@ def _kubectl(arguments: Sequence[str]) -> None:
     verb = next(iter(arguments), "")
     if asked.returncode != 0 or "kubectl controls the Kubernetes" in asked.stdout:
         raise WrongCommandError(f"kubectl {verb}: {asked.stderr}")
+    if inside := arguments[end + 1 :]:
+        judge(inside)
 
 
 _HSM_PLUGIN = _argparse(lambda words: hsm_plugin.cli._parser().parse_args(words))

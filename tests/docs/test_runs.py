@@ -35,6 +35,7 @@ ONLY_PARSED = {
     "docs/ca-bridge.md": "tests/integration/istiod_ca_bridge runs its commands on their own",
     "docs/deploy.md": "tests/e2e/test_manifests.py applies what it applies",
     "docs/faq.md": "single commands that look at something",
+    "docs/keys.md": "tests/integration/hsm_plugin rotates and destroys keys",
     "docs/images.md": "tests/images builds them",
     "docs/luna.md": "nobody here has a Luna",
     "docs/migration.md": "tests/integration/hsm_plugin/test_interop.py, on the reference's token",
@@ -42,16 +43,6 @@ ONLY_PARSED = {
     "docs/vault-client.md": "tests/integration/vault_client starts it each way",
 }
 """Pages whose commands are parsed by their programs and run by nobody here, and why that is so."""
-
-_ROOTS_ARE_PUBLISHED = Block(
-    "this test",
-    1,
-    "sh",
-    frozenset(),
-    "until kubectl get configmap istio-ca-root-cert -n shop -o yaml > shop.yaml"
-    " && test $(grep -c BEGIN shop.yaml) = 2; do sleep 0.2; done",
-)
-"""The plugin of the page's shell must live until the bridge has had the roots judged by it."""
 
 _SOCKET = "/tmp/.hsm-sock"  # noqa: S108 - as the pages write it
 
@@ -176,7 +167,7 @@ def test_the_ceremony_of_the_installers_page(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("run", ["tool", "hand"])
-def test_the_operator_guide_to_an_injected_namespace_and_then_renewal_and_another_root(
+def test_the_operator_guide_to_an_injected_namespace_and_a_renewal(
     run: str,
     sandbox: Sandbox,
     hsm: SoftHsm,
@@ -188,7 +179,6 @@ def test_the_operator_guide_to_an_injected_namespace_and_then_renewal_and_anothe
     guide = page("docs/operator-guide.md")
     folder = sandbox.folder
     operator.write_root(folder, operator.offline_root())
-    (folder / "new-root.pem").write_bytes(operator.offline_root("New Root").pem)
     operator.write_vault_files(sandbox, bao)
     values = operator.write_credentials(folder / "hsm", operator.pin_of(hsm))
     (folder / "Chrystoki.conf").write_text("Chrystoki2 = { }\n")
@@ -210,12 +200,9 @@ def test_the_operator_guide_to_an_injected_namespace_and_then_renewal_and_anothe
             [
                 *blocks_of(guide.name, run),
                 *blocks_of("docs/disaster-recovery.md", run),
-                *([_ROOTS_ARE_PUBLISHED] if run == "tool" else []),
             ]
         )
-    roots = ["root.pem", "new-root.pem"] if run == "tool" else ["root.pem"]
-    trusted = "".join((folder / name).read_text() for name in roots)
-    assert operator.published_roots(cluster, "shop") == trusted
+    assert operator.published_roots(cluster, "shop") == (folder / "root.pem").read_text()
     assert operator.delivered_to_the_ca(cluster, bao, tmp_path / "pod") == values
     assert "deploy/istioctl/ca-server.yaml" in (folder / "istioctl.log").read_text()
     labels = client.CoreV1Api(cluster.admin_client()).read_namespace("shop").metadata
