@@ -4,6 +4,7 @@ Each step reads what is there before it makes anything, and writes one Secret wh
 CSR is never made anew over an old one, and only the leader makes any.
 """
 
+import hashlib
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from istiod_ca_bridge.records import (
     csr_record,
     key_record,
 )
-from istiod_ca_bridge.signer import RSA_BITS, KeyAlgorithm, Signer, algorithm_of
+from istiod_ca_bridge.signer import RSA_BITS, KeyAlgorithm, Signer, algorithm_of, key_der
 from istiod_ca_bridge.store import SecretStore, Slot
 
 
@@ -151,7 +152,12 @@ class CaKeys:
             ) from error
         if (algorithm := algorithm_of(signer.public_key)) is None:
             raise CorruptSecretError(f"{slot.key} holds a key that no CA may have")
-        self._log.info("ca_key.ready", mode=self._settings.mode.value, algorithm=algorithm.value)
+        self._log.info(
+            "ca_key.ready",
+            mode=self._settings.mode.value,
+            algorithm=algorithm.value,
+            public_key_sha256=hashlib.sha256(key_der(signer.public_key)).hexdigest(),
+        )
         return signer
 
     def _check_settings(self, slot: Slot, record: KeyRecord) -> None:

@@ -1,5 +1,6 @@
 """What an operator has beside the pages: files, an HSM, a Vault, a cluster that starts the CA."""
 
+import hashlib
 import subprocess
 import sys
 import threading
@@ -189,3 +190,11 @@ def published_roots(kube: KubeCluster, namespace: str) -> str:
     core = client.CoreV1Api(kube.admin_client())
     found = core.read_namespaced_config_map("istio-ca-root-cert", namespace)
     return (found.data or {})["root-cert.pem"]
+
+
+def key_sha256(csr: x509.CertificateSigningRequest) -> str:
+    """Return what two people compare before they sign."""
+    der = csr.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return hashlib.sha256(der).hexdigest()

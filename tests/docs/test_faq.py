@@ -1,12 +1,21 @@
 """Each message that docs/faq.md quotes is one that a program can say."""
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 
 import pytest
 
-from tests.docs.pages import REPOSITORY, code_words, page, rows
+from tests.docs.pages import REPOSITORY, code_words, page, pages, rows
+
+_EVENT = re.compile(r"[a-z][a-z_]+\.[a-z_]+")
+_NO_EVENTS = (
+    *(".pem", ".json", ".yaml", ".crt", ".key", ".log", ".py"),
+    *("istio.mode", "istio.namespace", "istio.revision", "hsm.socket", "vault.audience"),
+    *("cluster.local", "base.name", "name.namespace", "status.certificate"),
+)
+"""Words of that form which are files, settings and fields."""
 
 _PACKAGES = {
     "## hsm-plugin": "hsm_plugin",
@@ -38,6 +47,11 @@ def is_said(package: str, message: str) -> bool:
     return any(message in saying for saying in sayings(package))
 
 
+def any_of(event: str) -> str:
+    """Return the event as it stands where its first part is a value."""
+    return f"….{event.partition('.')[2]}"
+
+
 def messages(heading: str) -> list[str]:
     return [
         word for row in rows(page("docs/faq.md").section(heading)) for word in code_words(row[0])
@@ -49,6 +63,19 @@ def test_each_quoted_message_is_in_the_programs_source(heading: str, package: st
     quoted = messages(heading)
     assert len(quoted) > 5
     assert not [message for message in quoted if not is_said(package, message)]
+
+
+def test_each_event_that_a_page_names_is_logged_by_a_program() -> None:
+    logged = {saying for package in _PACKAGES.values() for saying in sayings(package)}
+    named = {
+        (one.name, word)
+        for one in pages()
+        for word in code_words(one.prose())
+        if _EVENT.fullmatch(word) and not word.endswith(_NO_EVENTS)
+    }
+    assert len(named) > 10
+    unknown = [(name, event) for name, event in named if not {event, any_of(event)} & logged]
+    assert not unknown
 
 
 def test_a_message_that_nobody_says_is_found() -> None:

@@ -59,3 +59,15 @@ def test_every_page_of_docs_can_be_reached_from_the_readme() -> None:
 def test_a_heading_becomes_the_anchor_of_a_forge() -> None:
     assert slug("## The root's key is lost") == "the-roots-key-is-lost"
     assert slug("## 9. The ceremony") == "9-the-ceremony"
+
+
+def test_no_message_of_a_sequence_diagram_holds_what_ends_it() -> None:
+    lines = [
+        line
+        for one in pages()
+        for block in one.blocks()
+        if block.language == "mermaid" and block.text.startswith("sequenceDiagram")
+        for line in block.text.splitlines()
+    ]
+    assert lines
+    assert not [line for line in lines if ";" in line or "#" in line]

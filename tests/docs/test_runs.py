@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from kubernetes import client
 
 from istio_hsm_proto import kms_istio_v1_pb2 as pb
@@ -204,6 +205,8 @@ def test_the_operator_guide_to_an_injected_namespace_and_a_renewal(
         )
     assert operator.published_roots(cluster, "shop") == (folder / "root.pem").read_text()
     assert operator.delivered_to_the_ca(cluster, bao, tmp_path / "pod") == values
+    csr = x509.load_pem_x509_csr((folder / "csr.pem").read_bytes())
+    assert operator.key_sha256(csr) in (tmp_path / "bridge.log").read_text()
     assert "deploy/istioctl/ca-server.yaml" in (folder / "istioctl.log").read_text()
     labels = client.CoreV1Api(cluster.admin_client()).read_namespace("shop").metadata
     assert labels is not None

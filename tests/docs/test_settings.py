@@ -173,6 +173,35 @@ def test_each_flag_in_a_sentence_is_of_one_of_our_programs() -> None:
     assert not unknown
 
 
+def commands(parser: argparse.ArgumentParser) -> set[str]:
+    """Return the names of a program's commands."""
+    return {
+        name
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for name in action.choices
+    }
+
+
+def test_each_command_of_a_program_is_in_its_page() -> None:
+    installer = set(getattr(typer.main.get_command(app), "commands", {}))
+    shown = {
+        "hsm-plugin": (commands(hsm_plugin.cli._parser()), ("docs/hsm-plugin.md", "docs/keys.md")),
+        "istiod-ca-bridge": (commands(istiod_ca_bridge.cli._parser()), ("docs/ca-bridge.md",)),
+        "istio-hsm": (installer, ("docs/installer.md",)),
+        "vault-client": ({"healthcheck", "--once"}, ("docs/vault-client.md",)),
+    }
+    missing = []
+    for program, (names, where) in shown.items():
+        text = "\n".join(page(name).text for name in where)
+        missing += [
+            f"{program} {name}"
+            for name in names
+            if f"{program} {name}" not in text and f"`{name}`" not in text
+        ]
+    assert not missing
+
+
 @pytest.mark.parametrize(
     "broken",
     [
