@@ -29,12 +29,12 @@ _BIN = Path(sys.executable).parent
 _POLL_SECONDS = 0.1
 
 
-def offline_root() -> pki.Issued:
+def offline_root(name: str = "Mesh Root") -> pki.Issued:
     """Return a root that outlives the CA certificates of the pages."""
     key = ec.generate_private_key(ec.SECP256R1())
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     return pki.issue(
-        "Mesh Root",
+        name,
         is_ca=True,
         usage=pki.CA_USAGE,
         key=key,
@@ -43,11 +43,11 @@ def offline_root() -> pki.Issued:
     )
 
 
-def write_root(folder: Path, root: pki.Issued) -> None:
+def write_root(folder: Path, root: pki.Issued, name: str = "root") -> None:
     """Write root.pem, root.key and its passphrase."""
-    (folder / "root.pem").write_bytes(root.pem)
+    (folder / f"{name}.pem").write_bytes(root.pem)
     (folder / "passphrase").write_bytes(_PASSPHRASE)
-    (folder / "root.key").write_bytes(
+    (folder / f"{name}.key").write_bytes(
         root.key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
@@ -103,17 +103,19 @@ def _run_bridge(kube: KubeCluster, socket: Path, folder: Path, ended: threading.
         for entry in core.list_namespaced_config_map(CA_NAMESPACE).items
         if entry.metadata and str(entry.metadata.name).startswith("istio-hsm-settings")
     )
+    environment = {
+        "PATH": str(_BIN),
+        "KUBECONFIG": str(kube.service_account_kubeconfig(CA_NAMESPACE, CA_NAME)),
+        "POD_NAMESPACE": CA_NAMESPACE,
+        "KEY_MANAGEMENT_ENDPOINT": str(socket),
+        "KEY_MANAGEMENT_KEY_ID": settings["KEY_MANAGEMENT_KEY_ID"],
+        "CA_LISTEN": f"127.0.0.1:{free_port()}",
+    }
+    (folder / "bridge.env").write_text("\n".join(f"{k}={v}" for k, v in environment.items()))
     with (folder / "bridge.log").open("wb") as log:
         process = subprocess.Popen(
             [str(_BIN / "istiod-ca-bridge"), "serve"],
-            env={
-                "PATH": str(_BIN),
-                "KUBECONFIG": str(kube.service_account_kubeconfig(CA_NAMESPACE, CA_NAME)),
-                "POD_NAMESPACE": CA_NAMESPACE,
-                "KEY_MANAGEMENT_ENDPOINT": str(socket),
-                "KEY_MANAGEMENT_KEY_ID": settings["KEY_MANAGEMENT_KEY_ID"],
-                "CA_LISTEN": f"127.0.0.1:{free_port()}",
-            },
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -178,6 +180,16 @@ def restarted(kube: KubeCluster) -> bool:
     assert found.spec is not None
     assert found.spec.template.metadata is not None
     return "kubectl.kubernetes.io/restartedAt" in (found.spec.template.metadata.annotations or {})
+
+
+def kubectl_with_exec(program: Path, environment_file: Path) -> str:
+    """Return a script: kubectl, and where it is to run a program in the CA's pod, that program."""
+    return f"""#!/bin/bash
+if [ "$1" != exec ]; then exec {program} "$@"; fi
+while [ "$1" != -- ]; do shift; done
+shift
+exec env -i $(cat {environment_file}) "$@"
+"""
 
 
 def pin_of(hsm: SoftHsm) -> str:

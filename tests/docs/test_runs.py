@@ -45,6 +45,16 @@ ONLY_PARSED = {
 }
 """Pages whose commands are parsed by their programs and run by nobody here, and why that is so."""
 
+_BOTH_ROOTS_ARE_PUBLISHED = Block(
+    "this test",
+    1,
+    "sh",
+    frozenset(),
+    "until kubectl get configmap istio-ca-root-cert -n shop -o yaml > shop.yaml"
+    " && test $(grep -c BEGIN shop.yaml) = 2; do sleep 0.2; done",
+)
+"""The plugin of the page's shell must live until the bridge has had the next chain judged by it."""
+
 _SOCKET = "/tmp/.hsm-sock"  # noqa: S108 - as the pages write it
 
 
@@ -168,7 +178,7 @@ def test_the_ceremony_of_the_installers_page(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("run", ["tool", "hand"])
-def test_the_operator_guide_to_an_injected_namespace_and_a_renewal(
+def test_the_operator_guide_then_a_renewal_and_the_next_root(
     run: str,
     sandbox: Sandbox,
     hsm: SoftHsm,
@@ -180,11 +190,12 @@ def test_the_operator_guide_to_an_injected_namespace_and_a_renewal(
     guide = page("docs/operator-guide.md")
     folder = sandbox.folder
     operator.write_root(folder, operator.offline_root())
+    operator.write_root(folder, operator.offline_root("Next Root"), "new-root")
     operator.write_vault_files(sandbox, bao)
     values = operator.write_credentials(folder / "hsm", operator.pin_of(hsm))
     (folder / "Chrystoki.conf").write_text("Chrystoki2 = { }\n")
     (folder / "deploy").symlink_to(REPOSITORY / "deploy")
-    sandbox.program("kubectl", with_kubectl)
+    sandbox.program("kubectl", operator.kubectl_with_exec(with_kubectl, tmp_path / "bridge.env"))
     sandbox.program("vault", Path(bao_path()))
     sandbox.program("istioctl", '#!/bin/sh\necho "$@" >> istioctl.log\n')
     sandbox.program(
@@ -201,9 +212,12 @@ def test_the_operator_guide_to_an_injected_namespace_and_a_renewal(
             [
                 *blocks_of(guide.name, run),
                 *blocks_of("docs/disaster-recovery.md", run),
+                *([_BOTH_ROOTS_ARE_PUBLISHED] if run == "tool" else []),
             ]
         )
-    assert operator.published_roots(cluster, "shop") == (folder / "root.pem").read_text()
+    roots = ["root.pem", "new-root.pem"] if run == "tool" else ["root.pem"]
+    trusted = {(folder / name).read_text() for name in roots}
+    assert set(pem_blocks(operator.published_roots(cluster, "shop"))) == trusted
     assert operator.delivered_to_the_ca(cluster, bao, tmp_path / "pod") == values
     csr = x509.load_pem_x509_csr((folder / "csr.pem").read_bytes())
     assert operator.key_sha256(csr) in (tmp_path / "bridge.log").read_text()
@@ -212,6 +226,11 @@ def test_the_operator_guide_to_an_injected_namespace_and_a_renewal(
     assert labels is not None
     assert (labels.labels or {})["istio.io/rev"] == "default"
     assert operator.restarted(cluster)
+
+
+def pem_blocks(text: str) -> list[str]:
+    end = "-----END CERTIFICATE-----\n"
+    return [f"{part}{end}" for part in text.split(end) if part]
 
 
 def configuration(bao: OpenBao, socket: str) -> str:
