@@ -174,6 +174,13 @@ def create_shop(kube: KubeCluster) -> None:
     )
 
 
+def gateway_address(kube: KubeCluster) -> str | None:
+    """Return the address that the gateway's Service asks for."""
+    core = client.CoreV1Api(kube.admin_client())
+    found = core.read_namespaced_service("istio-ingressgateway", CA_NAMESPACE)
+    return found.spec.load_balancer_ip if found.spec else None
+
+
 def restarted(kube: KubeCluster) -> bool:
     """Return whether the workload's Deployment was restarted."""
     found = client.AppsV1Api(kube.admin_client()).read_namespaced_deployment("web", "shop")

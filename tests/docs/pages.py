@@ -22,6 +22,8 @@ class Block:
     runs: frozenset[str]
     """Names of the runs that it is part of: what its fence says after `sh`."""
     text: str
+    heading: str = ""
+    """The one that it stands under."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,12 @@ class Page:
         """Return the fenced blocks, those of list items without their indent."""
         found: list[Block] = []
         lines = self.text.splitlines()
-        at = 0
+        at, heading = 0, ""
         while at < len(lines):
             opened = _FENCE.fullmatch(lines[at])
             at += 1
             if opened is None:
+                heading = lines[at - 1] if lines[at - 1].startswith("#") else heading
                 continue
             first, inner = at, []
             while at < len(lines) and lines[at].strip() != opened["marks"]:
@@ -50,7 +53,7 @@ class Page:
             at += 1
             language, *more = opened["info"].split() or [""]
             text = "".join(f"{line}\n" for line in inner)
-            found.append(Block(self.name, first + 1, language, frozenset(more), text))
+            found.append(Block(self.name, first + 1, language, frozenset(more), text, heading))
         return found
 
     def prose(self) -> str:
