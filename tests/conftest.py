@@ -23,6 +23,7 @@ _BINARIES = pytest.StashKey[KubeBinaries | KubeBinariesError]()
 _CLUSTER = pytest.StashKey[KubeCluster]()
 
 
+@pytest.hookimpl(tryfirst=True)  # the workers read the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep what shares servers on one worker: a file, and all tests of the images.
 
