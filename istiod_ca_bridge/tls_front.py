@@ -14,11 +14,12 @@ import os
 import socket
 import ssl
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from istiod_ca_bridge.errors import BridgeError
 from istiod_ca_bridge.log import EventLog
+from istiod_ca_bridge.tls_pipe import TlsPipe, handshake
 
 _BACKLOG = 1024
 _CONNECT_RETRY_SECONDS = 0.005
@@ -58,8 +59,11 @@ class TlsFront:
         self._log = log
         self._limits = limits or FrontLimits()
         self._context: ssl.SSLContext | None = None
+        self._rechecks = 0
+        """How often roots were taken away."""
+
         self._peers: dict[str, Peer] = {}
-        self._open: set[_ClientSide] = set()
+        self._open: set[_Connection] = set()
         self._handshakes = 0
         self._numbers = itertools.count()
         self._refused = 0
@@ -73,8 +77,10 @@ class TlsFront:
         """
         self._context = context
         if recheck_clients:
+            self._rechecks += 1
             for connection in list(self._open):
-                connection.end_if_certified()
+                if connection.peer.certificate is not None:
+                    connection.pipe.end()
 
     def peer(self, name: str) -> Peer | None:
         """Return who is behind a peer name that the gRPC server reports; None when unknown."""
@@ -94,64 +100,67 @@ class TlsFront:
             async with asyncio.TaskGroup() as tasks:
                 while True:
                     try:
-                        connection, _ = await loop.sock_accept(listener)
+                        accepted, _ = await loop.sock_accept(listener)
                     except OSError as error:
                         if error.errno in _OUT_OF_DESCRIPTORS:
-                            self.refuse("out of descriptors or memory")
+                            self._refuse("out of descriptors or memory")
                             await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
                         continue
                     if self._context is None or self.connections >= self._limits.connections:
-                        connection.close()
-                        self.refuse("too many connections")
+                        accepted.close()
+                        self._refuse("too many connections")
                         continue
-                    tasks.create_task(self._handshake(connection, self._context, tasks))
+                    self._handshakes += 1
+                    tasks.create_task(self._open_pipe(accepted, self._context))
         finally:
             listener.close()
 
     def close(self) -> None:
         """End every connection, after what is written already."""
         for connection in list(self._open):
-            connection.end()
+            connection.pipe.end()
 
-    async def _handshake(
-        self, connection: socket.socket, context: ssl.SSLContext, tasks: asyncio.TaskGroup
-    ) -> None:
-        self._handshakes += 1
-        try:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: _ClientSide(self, tasks),
-                connection,
-                ssl=context,
-                ssl_handshake_timeout=self._limits.handshake_seconds,
-                ssl_shutdown_timeout=self._limits.shutdown_seconds,
-            )
-        except (OSError, ssl.SSLError, TimeoutError) as error:
-            connection.close()
-            self.refuse(getattr(error, "reason", None) or type(error).__name__)
-        finally:
-            self._handshakes -= 1
+    async def _open_pipe(self, accepted: socket.socket, context: ssl.SSLContext) -> None:
+        """Agree on TLS, connect to the gRPC server, and have the two piped."""
+        rechecks = self._rechecks
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._handshake_is_over)
+            undo.callback(accepted.close)  # nothing once TLS has the descriptor
+            try:
+                client = undo.enter_context(_tls(accepted, context))
+                await handshake(client, self._limits.handshake_seconds)
+                if client.selected_alpn_protocol() != "h2":
+                    return
+                peer = Peer(client.getpeercert(binary_form=True))
+                name, upstream = await self._connect_upstream(peer)
+            except (OSError, ValueError) as error:  # so are ssl.SSLError and TimeoutError
+                self._refuse(getattr(error, "reason", None) or type(error).__name__)
+                return
+            undo.pop_all()
+        self._handshake_is_over()
+        connection = _Connection(peer)
+        self._open.add(connection)
 
-    def refuse(self, reason: str) -> None:
+        def forget() -> None:
+            self._open.discard(connection)
+            self._peers.pop(name, None)
+
+        connection.pipe = TlsPipe(client, upstream, forget, self._limits.shutdown_seconds)
+        if peer.certificate is not None and rechecks != self._rechecks:
+            connection.pipe.end()
+
+    def _handshake_is_over(self) -> None:
+        self._handshakes -= 1
+
+    def _refuse(self, reason: str) -> None:
         """Count a refusal; tell of them at most every few seconds, for anyone can cause them."""
         self._refused += 1
         if time.monotonic() - self._reported >= _REPORT_SECONDS:
             self._reported = time.monotonic()
             self._log.warning("connection.refused", reason=str(reason), since_start=self._refused)
 
-    # What the two sides of a connection call.
-
-    def opened(self, side: "_ClientSide") -> None:
-        """Count a connection whose handshake is done."""
-        self._open.add(side)
-
-    def closed(self, side: "_ClientSide", name: str) -> None:
-        """Forget a connection and who was behind it."""
-        self._open.discard(side)
-        self._peers.pop(name, None)
-
-    async def connect_upstream(self, peer: Peer) -> tuple[str, socket.socket]:
-        """Return a connection to the gRPC server and the peer name it is known by there."""
+    async def _connect_upstream(self, peer: Peer) -> tuple[str, socket.socket]:
+        """Return the peer name that a connection to the gRPC server has there, and it."""
         path = f"{self._folder}/{next(self._numbers):x}"
         name = f"unix:{path}"
         upstream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -183,102 +192,19 @@ class TlsFront:
                 return
 
 
-class _ClientSide(asyncio.Protocol):
-    """The TLS end of a connection."""
+@dataclass(eq=False, slots=True)
+class _Connection:
+    """A connection that is open."""
 
-    def __init__(self, front: TlsFront, tasks: asyncio.TaskGroup) -> None:
-        self._front = front
-        self._tasks = tasks
-        self._name = ""
-        self._peer = Peer(None)
-        self._transport: asyncio.Transport
-        self._upstream: asyncio.Transport | None = None
-        self._lost = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what asyncio passes
-        self._transport = transport
-        self._front.opened(self)
-        session = transport.get_extra_info("ssl_object")
-        if session.selected_alpn_protocol() != "h2":
-            transport.abort()
-            return
-        self._peer = Peer(session.getpeercert(binary_form=True))
-        transport.pause_reading()
-        self._tasks.create_task(self._connect())
-
-    async def _connect(self) -> None:
-        try:
-            self._name, upstream = await self._front.connect_upstream(self._peer)
-        except OSError as error:
-            self._front.refuse(f"the gRPC server is not reached: {error.strerror}")
-            self._transport.abort()
-            return
-        if self._lost:
-            upstream.close()
-            self._front.closed(self, self._name)
-            return
-        transport, _ = await asyncio.get_running_loop().create_unix_connection(
-            lambda: _ServerSide(self._transport), sock=upstream
-        )
-        self._upstream = transport
-        if self._transport.is_closing():
-            transport.close()
-        else:
-            with contextlib.suppress(RuntimeError):
-                self._transport.resume_reading()
-
-    def data_received(self, data: bytes) -> None:
-        if self._upstream is not None:
-            self._upstream.write(data)
-
-    def pause_writing(self) -> None:
-        if self._upstream is not None:
-            self._upstream.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self._upstream is not None and not self._upstream.is_closing():
-            self._upstream.resume_reading()
-
-    def connection_lost(self, _exc: Exception | None) -> None:
-        self._lost = True
-        if self._upstream is not None:
-            self._upstream.close()
-        self._front.closed(self, self._name)
-
-    def end(self) -> None:
-        """Close after what is written already."""
-        self._transport.close()
-
-    def end_if_certified(self) -> None:
-        """Close when a client certificate opened the connection."""
-        if self._peer.certificate is not None:
-            self._transport.close()
+    peer: Peer
+    pipe: TlsPipe = field(init=False)
 
 
-class _ServerSide(asyncio.Protocol):
-    """The gRPC server's end of a connection."""
-
-    def __init__(self, client: asyncio.Transport) -> None:
-        self._client = client
-        self._transport: asyncio.Transport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what asyncio passes
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._client.write(data)
-
-    def pause_writing(self) -> None:
-        self._client.pause_reading()
-
-    def resume_writing(self) -> None:
-        if not self._client.is_closing():
-            self._client.resume_reading()
-
-    def connection_lost(self, _exc: Exception | None) -> None:
-        self._client.close()
+def _tls(accepted: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
+    accepted.settimeout(0)
+    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return context.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False)
 
 
 def bind(host: str, port: int) -> socket.socket:
