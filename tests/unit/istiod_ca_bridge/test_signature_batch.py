@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from istiod_ca_bridge.errors import KeyServiceUnavailableError
-from istiod_ca_bridge.signature_batch import MAX_BATCH, SignatureBatches
+from istiod_ca_bridge.signature_batch import MAX_BATCH, WORTH_A_CALL, SignatureBatches
 
 
 class Hsm:
@@ -52,15 +52,38 @@ async def test_one_alone_is_sent_at_once() -> None:
     assert await task == b"eno"
 
 
-async def test_what_comes_while_calls_are_under_way_goes_in_one_call() -> None:
+async def test_what_comes_while_a_call_is_under_way_goes_in_the_next() -> None:
     hsm = Hsm()
-    batches = SignatureBatches(hsm.send)
-    tasks = await started(batches, [b"a"]) + await started(batches, [b"b"])
-    tasks += await started(batches, digests(10))
-    assert hsm.batches == [[b"a"], [b"b"]]
+    batches = SignatureBatches(hsm.send, pace_seconds=0)
+    tasks = await started(batches, [b"a"])
+    tasks += await started(batches, [b"b"]) + await started(batches, [b"c"])
+    assert hsm.batches == [[b"a"]]
     hsm.free.set()
     await asyncio.gather(*tasks)
-    assert hsm.batches == [[b"a"], [b"b"], digests(10)]
+    assert hsm.batches == [[b"a"], [b"b", b"c"]]
+
+
+async def test_many_that_wait_get_a_second_call_beside_the_first_and_no_third() -> None:
+    hsm = Hsm()
+    batches = SignatureBatches(hsm.send)
+    tasks = await started(batches, [b"a"])
+    many = digests(WORTH_A_CALL)
+    tasks += await started(batches, many) + await started(batches, many)
+    assert hsm.batches == [[b"a"], many]
+    hsm.free.set()
+    await asyncio.gather(*tasks)
+    assert hsm.batches == [[b"a"], many, many]
+
+
+async def test_a_call_soon_after_another_takes_what_comes_until_it_is_due() -> None:
+    hsm = Hsm()
+    hsm.free.set()
+    batches = SignatureBatches(hsm.send, pace_seconds=0.05)
+    assert await batches.sign(b"a") == b"a"
+    tasks = await started(batches, [b"b"]) + await started(batches, [b"c"])
+    assert hsm.batches == [[b"a"]]
+    await asyncio.gather(*tasks)
+    assert hsm.batches == [[b"a"], [b"b", b"c"]]
 
 
 async def test_no_call_has_more_digests_than_the_plugin_takes() -> None:
@@ -96,7 +119,7 @@ async def test_too_few_signatures_are_given_to_nobody() -> None:
 async def test_a_caller_that_gave_up_is_not_signed_for() -> None:
     hsm = Hsm()
     batches = SignatureBatches(hsm.send)
-    first = await started(batches, [b"a"]) + await started(batches, [b"b"])
+    first = await started(batches, [b"a"])
     gone, stays = await started(batches, [b"gone", b"stays"])
     gone.cancel()
     hsm.free.set()
