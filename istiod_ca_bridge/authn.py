@@ -4,6 +4,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
+from functools import lru_cache
 from typing import Protocol
 
 import jwt
@@ -12,12 +13,15 @@ from cryptography import x509
 from istiod_ca_bridge.der import MALFORMED
 from istiod_ca_bridge.errors import ConfigError, UnauthenticatedError
 from istiod_ca_bridge.identity import WorkloadIdentity, parse_spiffe_id, workload_identity
+from istiod_ca_bridge.verified_tokens import VerifiedTokens
 
 MAX_TOKEN_BYTES = 16 << 10
 MAX_KEYS = 32
 TOKEN_LEEWAY = timedelta(seconds=30)
+_LEEWAY = TOKEN_LEEWAY.total_seconds()
 TOKEN_ALGORITHMS = ("RS256", "RS384", "RS512", "ES256", "ES384")
 _MAX_NAME = 253
+_REMEMBERED_CERTIFICATES = 1024
 _KEY_TYPES = ("RSA", "EC")
 
 
@@ -78,15 +82,34 @@ def caller_of_certificate(
     The certificate must be valid now, no CA, and have exactly one URI: the SPIFFE identity of a
     workload in our trust domain or one of its aliases. `revoked` holds serials.
     """
+    certificate = _workload_certificate(der)
+    if certificate.serial in revoked:
+        raise UnauthenticatedError("the client certificate is revoked")
+    if not certificate.not_before <= now < certificate.not_after:
+        raise UnauthenticatedError("the client certificate is expired or not valid yet")
+    return Caller(
+        trust_domain.own(certificate.identity),
+        Method.CERTIFICATE,
+        not_after=certificate.not_after,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _WorkloadCertificate:
+    serial: int
+    not_before: datetime
+    not_after: datetime
+    identity: WorkloadIdentity
+
+
+@lru_cache(_REMEMBERED_CERTIFICATES)
+def _workload_certificate(der: bytes) -> _WorkloadCertificate:
+    """Return what never changes about a certificate: a connection shows the same each time."""
     try:
         certificate = x509.load_der_x509_certificate(der)
         extensions = certificate.extensions
     except MALFORMED:
         raise UnauthenticatedError("the client certificate is malformed") from None
-    if certificate.serial_number in revoked:
-        raise UnauthenticatedError("the client certificate is revoked")
-    if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
-        raise UnauthenticatedError("the client certificate is expired or not valid yet")
     uris: list[str] = []
     for extension in extensions:
         if isinstance(extension.value, x509.BasicConstraints) and extension.value.ca:
@@ -95,8 +118,12 @@ def caller_of_certificate(
             uris = extension.value.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1:
         raise UnauthenticatedError(f"the client certificate has {len(uris)} URIs instead of one")
-    identity = trust_domain.own(parse_spiffe_id(uris[0]))
-    return Caller(identity, Method.CERTIFICATE, not_after=certificate.not_valid_after_utc)
+    return _WorkloadCertificate(
+        certificate.serial_number,
+        certificate.not_valid_before_utc,
+        certificate.not_valid_after_utc,
+        parse_spiffe_id(uris[0]),
+    )
 
 
 def key_set(document: object) -> dict[str, jwt.PyJWK]:
@@ -138,16 +165,26 @@ class SignedTokenAuthenticator:
         self._audiences = audiences
         self._trust_domain = trust_domain
         self._clock = clock
+        self._known: VerifiedTokens[_Known] = VerifiedTokens()
 
     async def authenticate(self, token: str) -> Caller:
         """Return the ServiceAccount's workload; UnauthenticatedError otherwise."""
-        claims = self._verified(token)
-        self._check_times(claims)
-        return _caller(claims, self._trust_domain)
-
-    def _verified(self, token: str) -> Mapping[str, object]:
         if not token or len(token) > MAX_TOKEN_BYTES:
             raise UnauthenticatedError(f"the token is empty or over {MAX_TOKEN_BYTES} bytes")
+        now = self._clock().timestamp()
+        digest = self._known.digest(token)
+        known = self._known.find(digest, self._keys(), now - _LEEWAY)
+        if known is not None:
+            known.life.check(now)
+            return known.caller
+        key, claims = self._verified(token)
+        life = _life(claims)
+        life.check(now)
+        caller = _caller(claims, self._trust_domain)
+        self._known.note(digest, key, life.expires, _Known(life, caller))
+        return caller
+
+    def _verified(self, token: str) -> tuple[jwt.PyJWK, Mapping[str, object]]:
         try:
             key_id = jwt.get_unverified_header(token).get("kid", "")
             key = self._keys().get(key_id) if isinstance(key_id, str) else None
@@ -161,7 +198,7 @@ class SignedTokenAuthenticator:
                 issuer=self._issuer,
                 options={
                     "require": ["exp", "iss", "aud", "sub"],
-                    # Checked in _check_times, by the clock that is passed in.
+                    # Checked by _Life, with the clock that is passed in.
                     "verify_exp": False,
                     "verify_nbf": False,
                     "verify_iat": False,
@@ -171,19 +208,38 @@ class SignedTokenAuthenticator:
             raise UnauthenticatedError(
                 f"the token is refused: {_REASONS.get(type(error), 'it is malformed')}"
             ) from None
-        return claims
+        return key, claims
 
-    def _check_times(self, claims: Mapping[str, object]) -> None:
-        now = self._clock().timestamp()
-        leeway = TOKEN_LEEWAY.total_seconds()
-        expires = claims.get("exp")
-        starts = claims.get("nbf", claims.get("iat", 0))
-        if not isinstance(expires, int | float) or not isinstance(starts, int | float):
-            raise UnauthenticatedError("the token is refused: it is malformed")
-        if not now - leeway < expires:
+
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """From when to when a token holds, in seconds since 1970."""
+
+    starts: float
+    expires: float
+
+    def check(self, now: float) -> None:
+        """Return while it holds; UnauthenticatedError otherwise."""
+        if not now - _LEEWAY < self.expires:
             raise UnauthenticatedError("the token is refused: it is expired")
-        if not now + leeway >= starts:
+        if not now + _LEEWAY >= self.starts:
             raise UnauthenticatedError("the token is refused: it is not valid yet")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a verified token says."""
+
+    life: _Life
+    caller: Caller
+
+
+def _life(claims: Mapping[str, object]) -> _Life:
+    expires = claims.get("exp")
+    starts = claims.get("nbf", claims.get("iat", 0))
+    if not isinstance(expires, int | float) or not isinstance(starts, int | float):
+        raise UnauthenticatedError("the token is refused: it is malformed")
+    return _Life(starts, expires)
 
 
 _REASONS: dict[type[Exception], str] = {

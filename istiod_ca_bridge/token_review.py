@@ -52,6 +52,9 @@ class _Remembered:
     until: float
     """On the monotonic clock."""
 
+    expires: float
+    """The token, in seconds since 1970."""
+
 
 class _Review:
     """One question under way, and how many wait for its answer."""
@@ -93,12 +96,17 @@ class ReviewedTokenAuthenticator:
 
         ClusterUnavailableError when the API server cannot be asked now.
         """
-        life = _life_left(token, self._clock())
-        digest = hmac.digest(self._key, token.encode(), "sha256")
+        now = self._clock()
+        digest = hmac.digest(self._key, token.encode("utf-8", "surrogatepass"), "sha256")
         known = self._remembered.get(digest)
-        if known is not None and self._monotonic() < known.until:
+        if (
+            known is not None
+            and self._monotonic() < known.until
+            and now.timestamp() < known.expires
+        ):
             self._observe("remembered")
             return known.caller
+        life = _life_left(token, now)
         self._remembered.pop(digest, None)
         review = self._under_way.get(digest)
         self._observe("shared" if review else "asked")
@@ -119,7 +127,8 @@ class ReviewedTokenAuthenticator:
         asked = self._monotonic()
         reviewed = await self._reviewer.review(token)
         caller = _caller(reviewed, self._trust_domain)
-        self._note(digest, _Remembered(caller, asked + min(self._remember, life)))
+        expires = self._clock().timestamp() + life
+        self._note(digest, _Remembered(caller, asked + min(self._remember, life), expires))
         return caller
 
     def _note(self, digest: bytes, entry: _Remembered) -> None:
