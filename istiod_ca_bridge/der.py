@@ -1,5 +1,6 @@
 """The few DER shapes that wrap what `cryptography` encodes (X.690, section 8)."""
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -28,6 +29,8 @@ _OCTET_STRING = 0x04
 _OBJECT_IDENTIFIER = 0x06
 _UTC_TIME = 0x17
 _GENERALIZED_TIME = 0x18
+_DNS_NAME = 0x82
+_URI = 0x86
 _CRITICAL = b"\x01\x01\xff"
 _FIRST_GENERALIZED_YEAR = 2050
 """RFC 5280, section 4.1.2.5: UTCTime through 2049, GeneralizedTime after."""
@@ -82,16 +85,49 @@ def object_identifier(dotted: str) -> bytes:
 
 def extension(entry: Extension[ExtensionType]) -> bytes:
     """Return an Extension (RFC 5280, section 4.1) whose value `cryptography` encodes."""
-    return sequence(
-        object_identifier(entry.oid.dotted_string),
-        _CRITICAL if entry.critical else b"",
-        tlv(_OCTET_STRING, entry.value.public_bytes()),
+    return extension_of(
+        object_identifier(entry.oid.dotted_string), entry.value.public_bytes(), entry.critical
     )
+
+
+def extension_of(identifier: bytes, value: bytes, critical: bool) -> bytes:  # noqa: FBT001
+    """Return an Extension of an encoded OBJECT IDENTIFIER and value."""
+    return sequence(identifier, _CRITICAL if critical else b"", octets(value))
+
+
+def octets(value: bytes) -> bytes:
+    """Return an OCTET STRING."""
+    return tlv(_OCTET_STRING, value)
+
+
+def names(uris: Iterable[str], dns_names: Iterable[str]) -> bytes:
+    """Return GeneralNames (RFC 5280, section 4.2.1.6): URIs, then DNS names."""
+    return sequence(
+        *(tlv(_URI, uri.encode("ascii")) for uri in uris),
+        *(tlv(_DNS_NAME, name.encode("ascii")) for name in dns_names),
+    )
+
+
+def key_bits(subject_public_key_info: bytes) -> bytes:
+    """Return the key's own bits: what key identifiers are made of (RFC 5280, section 4.2.1.2)."""
+    algorithm, _ = _content(subject_public_key_info, 0)
+    _, bits = _content(subject_public_key_info, algorithm)
+    begin, end = _content(subject_public_key_info, bits)
+    return subject_public_key_info[begin + 1 : end]
 
 
 def signed(to_be_signed: bytes, algorithm_identifier: bytes, signature: bytes) -> bytes:
     """Return a certificate or certification request from its parts."""
     return sequence(to_be_signed, algorithm_identifier, bit_string(signature))
+
+
+def _content(data: bytes, at: int) -> tuple[int, int]:
+    """Return where the value begins and ends whose tag is at this place."""
+    size, begin = data[at + 1], at + 2
+    if size >= _SHORT:
+        first = begin + (size & ~_SHORT)
+        size, begin = int.from_bytes(data[begin:first], "big"), first
+    return begin, begin + size
 
 
 def _base128(arc: int) -> bytes:

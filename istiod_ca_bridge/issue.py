@@ -5,6 +5,7 @@ wants the signature at once, while ours comes from the HSM later. The check pars
 anew and compares each field and extension, so that it does not trust the assembly.
 """
 
+import hashlib
 from dataclasses import dataclass, field
 
 from cryptography import x509
@@ -43,6 +44,8 @@ _FIXED: list[x509.Extension[x509.ExtensionType]] = [
     ),
 ]
 _FIXED_DER = b"".join(der.extension(entry) for entry in _FIXED)
+_KEY_IDENTIFIER = der.object_identifier(x509.SubjectKeyIdentifier.oid.dotted_string)
+_ALTERNATIVE_NAME = der.object_identifier(x509.SubjectAlternativeName.oid.dotted_string)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,9 @@ class Issuer:
 
     certificate: x509.Certificate
     signer: Signer = field(repr=False)
+    key: bytes = field(repr=False)
+    """Its public half as DER SubjectPublicKeyInfo."""
+
     name: bytes = field(repr=False)
     algorithm_identifier: bytes = field(repr=False)
     authority_key: x509.Extension[x509.ExtensionType] = field(repr=False)
@@ -67,6 +73,7 @@ def issuer(certificate: x509.Certificate, signer: Signer) -> Issuer:
     return Issuer(
         certificate=certificate,
         signer=signer,
+        key=key_der(signer.public_key),
         name=certificate.subject.public_bytes(),
         algorithm_identifier=scheme_of(signer.public_key).algorithm_identifier,
         authority_key=authority_key,
@@ -80,7 +87,6 @@ async def issue(by: Issuer, grant: Grant) -> x509.Certificate:
     KeyServiceUnavailableError when the key cannot be used now, WrongProductError when the
     product is not the grant.
     """
-    own = _own_extensions(grant)
     to_be_signed = der.sequence(
         _VERSION_3,
         der.unsigned(grant.serial),
@@ -88,28 +94,21 @@ async def issue(by: Issuer, grant: Grant) -> x509.Certificate:
         by.name,
         der.sequence(der.time(grant.not_before), der.time(grant.not_after)),
         _EMPTY_NAME,
-        key_der(grant.public_key),
-        der.context(
-            3,
-            der.sequence(
-                _FIXED_DER, by.authority_key_der, b"".join(der.extension(entry) for entry in own)
-            ),
-        ),
+        grant.subject_key,
+        der.context(3, der.sequence(_FIXED_DER, by.authority_key_der, _own_extensions(grant))),
     )
     signature = await by.signer.sign(to_be_signed)
-    product = der.signed(to_be_signed, by.algorithm_identifier, signature)
-    return checked(product, by, grant, own)
+    return checked(der.signed(to_be_signed, by.algorithm_identifier, signature), by, grant)
 
 
-def checked(
-    product: bytes, by: Issuer, grant: Grant, own: list[x509.Extension[x509.ExtensionType]]
-) -> x509.Certificate:
+def checked(product: bytes, by: Issuer, grant: Grant) -> x509.Certificate:
     """Return the parsed product when it says what the grant says and the CA signed it."""
     try:
         certificate = x509.load_der_x509_certificate(product)
         extensions = list(certificate.extensions)
         certificate.verify_directly_issued_by(by.certificate)
-        same_key = key_der(certificate.public_key()) == key_der(grant.public_key)
+        key = certificate.public_key()
+        same_key = key_der(key) == grant.subject_key
     except der.MALFORMED:
         raise WrongProductError("the signed certificate cannot be read") from None
     except InvalidSignature:
@@ -127,7 +126,7 @@ def checked(
             ("not after", certificate.not_valid_after_utc == grant.not_after),
             ("CA's not after", grant.not_after <= by.certificate.not_valid_after_utc),
             ("public key", same_key),
-            ("extensions", extensions == [*_FIXED, by.authority_key, *own]),
+            ("extensions", extensions == [*_FIXED, by.authority_key, *_expected(grant)]),
         )
         if not right
     ]
@@ -136,7 +135,18 @@ def checked(
     return certificate
 
 
-def _own_extensions(grant: Grant) -> list[x509.Extension[x509.ExtensionType]]:
+def _own_extensions(grant: Grant) -> bytes:
+    """Return in DER what no other certificate has."""
+    # A key identifier is no signature: SHA-1 is what RFC 5280, section 4.2.1.2, has there.
+    identifier = hashlib.sha1(der.key_bits(grant.subject_key), usedforsecurity=False).digest()
+    names = der.names(grant.uris, grant.dns_names)
+    return der.extension_of(
+        _KEY_IDENTIFIER, der.octets(identifier), critical=False
+    ) + der.extension_of(_ALTERNATIVE_NAME, names, critical=True)
+
+
+def _expected(grant: Grant) -> list[x509.Extension[x509.ExtensionType]]:
+    """Return the same as `cryptography` makes it, for the check."""
     names = [
         *(x509.UniformResourceIdentifier(uri) for uri in grant.uris),
         *(x509.DNSName(name) for name in grant.dns_names),

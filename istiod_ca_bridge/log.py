@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Literal
 
 _PLAIN = re.compile(r"[A-Za-z0-9._:/@+,=-]{1,500}")
@@ -37,7 +38,12 @@ class EventLog:
 
     def _log(self, level: int, event: str, facts: dict[str, Value]) -> None:
         if self._logger.isEnabledFor(level):
-            self._logger.log(level, event, extra={"facts": facts})
+            # Not `log`, which looks for the caller's file and line: no event tells it.
+            self._logger.handle(
+                self._logger.makeRecord(
+                    self._logger.name, level, "", 0, event, (), None, extra={"facts": facts}
+                )
+            )
 
 
 def event_log(style: Literal["text", "json"]) -> EventLog:
@@ -73,13 +79,18 @@ def _facts(record: logging.LogRecord) -> dict[str, Value]:
 
 
 def _moment(record: logging.LogRecord) -> str:
-    moment = datetime.fromtimestamp(record.created, UTC)
-    return f"{moment:%FT%T}.{moment.microsecond // 1000:03d}Z"
+    seconds = int(record.created)
+    return f"{_second(seconds)}.{int((record.created - seconds) * 1000):03d}Z"
+
+
+@lru_cache(1)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%FT%T")
 
 
 def _bounded(value: Value) -> str | int | float | bool:
     if isinstance(value, datetime):
-        return f"{value:%FT%TZ}"
+        return f"{value.isoformat(timespec='seconds')[:19]}Z"
     return value[:_MAX_VALUE] if isinstance(value, str) else value
 
 

@@ -6,13 +6,12 @@ From the CSR only the public key is taken. Everything else in a certificate come
 import hashlib
 import math
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 from istiod_ca_bridge.der import MALFORMED
 from istiod_ca_bridge.errors import (
@@ -62,6 +61,11 @@ class Grant:
     not_after: datetime
     uris: tuple[str, ...] = ()
     dns_names: tuple[str, ...] = ()
+    subject_key: bytes = field(init=False, repr=False)
+    """The public key as DER SubjectPublicKeyInfo."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "subject_key", key_der(self.public_key))
 
 
 def granted_lifetime(requested_seconds: int, policy: TtlPolicy, draw: float = 0.0) -> timedelta:
@@ -84,17 +88,15 @@ def granted_lifetime(requested_seconds: int, policy: TtlPolicy, draw: float = 0.
     return timedelta(seconds=math.ceil(lifetime.total_seconds() * (1 - policy.jitter * draw)))
 
 
-def check_not_listed(
-    key: CertificatePublicKeyTypes, blocked: Container[bytes], ca_key: CertificatePublicKeyTypes
-) -> None:
+def check_not_listed(key: bytes, blocked: Container[bytes], ca_key: bytes) -> None:
     """Return when the key is neither the CA's own nor listed.
 
-    `blocked`: SHA-256 digests of SubjectPublicKeyInfos. RefusedRequestError otherwise.
+    Keys are DER SubjectPublicKeyInfos, `blocked` their SHA-256 digests. RefusedRequestError
+    otherwise.
     """
-    spki = key_der(key)
-    if hashlib.sha256(spki).digest() in blocked:
+    if hashlib.sha256(key).digest() in blocked:
         raise RefusedRequestError("the CSR's key is on this CA's list of keys to refuse")
-    if spki == key_der(ca_key):
+    if key == ca_key:
         raise RefusedRequestError("the CSR's key is the CA's own")
 
 
@@ -144,7 +146,7 @@ def requested_key(csr_pem: str) -> PublicKey:
     csr = _parse(csr_pem)
     key = _strong_key(csr)
     try:
-        proven = csr.is_signature_valid
+        proven = _is_proven(csr, key)
         extensions = csr.extensions
     except (InvalidSignature, *MALFORMED):
         raise RefusedRequestError("the CSR is malformed or uses an unknown algorithm") from None
@@ -156,6 +158,18 @@ def requested_key(csr_pem: str) -> PublicKey:
     if fault := weakness(key):
         raise RefusedRequestError(f"the CSR's key is weak: {fault}", hint=_WEAK_HINT)
     return key
+
+
+def _is_proven(csr: x509.CertificateSigningRequest, key: PublicKey) -> bool:
+    """Return whether the key in the CSR signed it."""
+    algorithm = csr.signature_algorithm_parameters
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(algorithm, ec.ECDSA):
+        return csr.is_signature_valid
+    try:  # as that does, but with the key that is parsed already
+        key.verify(csr.signature, csr.tbs_certrequest_bytes, algorithm)
+    except InvalidSignature:
+        return False
+    return True
 
 
 def _parse(csr_pem: str) -> x509.CertificateSigningRequest:

@@ -67,7 +67,6 @@ class WorkloadIssuer:
             authority = self._authority()
             if authority is None:
                 raise NotServingError("the CA has no certificate yet")
-            check_not_listed(key, self._blocked_keys, authority.signer.public_key)
             grant = grant_workload(
                 key,
                 caller.identity,
@@ -76,6 +75,7 @@ class WorkloadIssuer:
                 ca_not_after=authority.not_after,
                 serial=new_serial(),
             )
+            check_not_listed(grant.subject_key, self._blocked_keys, authority.issuer.key)
             leaf = await issue(authority.issuer, grant)
         if self._ledger is not None:
             await self._ledger.record(of_workload(leaf, authority, caller))

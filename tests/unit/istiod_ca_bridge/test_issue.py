@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 from datetime import timedelta
 
 import pytest
@@ -10,7 +11,7 @@ from istiod_ca_bridge import der
 from istiod_ca_bridge.errors import WrongProductError
 from istiod_ca_bridge.issue import Issuer, issue, issuer
 from istiod_ca_bridge.policy import Grant
-from istiod_ca_bridge.signer import KeyAlgorithm, PublicKey
+from istiod_ca_bridge.signer import KeyAlgorithm, PublicKey, key_der
 from tests.support import pki
 from tests.unit.istiod_ca_bridge.doubles import NOW, LocalSigner, ca_certificate, local_signer
 
@@ -140,6 +141,34 @@ async def test_an_assembly_that_loses_an_extension_is_noticed() -> None:
         await issue(wrong, GRANT)
 
 
+@pytest.mark.parametrize("wrong", ["spiffe://cluster.local/ns/shop/sa/other", ""])
+async def test_an_assembly_with_another_name_is_noticed(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(der, "names", lambda *_: der.sequence(der.tlv(0x86, wrong.encode())))
+
+    with pytest.raises(WrongProductError, match="extensions"):
+        await issue(make_issuer(), GRANT)
+
+
+async def test_an_assembly_with_another_key_s_identifier_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(der, "key_bits", lambda _: b"other bits")
+
+    with pytest.raises(WrongProductError, match="extensions"):
+        await issue(make_issuer(), GRANT)
+
+
+async def test_an_assembly_with_another_key_is_noticed() -> None:
+    wrong = dataclasses.replace(GRANT)
+    other = ec.generate_private_key(ec.SECP256R1()).public_key()
+    object.__setattr__(wrong, "public_key", other)
+
+    with pytest.raises(WrongProductError, match="extensions"):
+        await issue(make_issuer(), wrong)
+
+
 async def test_an_issuer_with_another_algorithm_than_its_key_s_is_noticed() -> None:
     by = make_issuer()
     wrong = dataclasses.replace(
@@ -149,6 +178,14 @@ async def test_an_issuer_with_another_algorithm_than_its_key_s_is_noticed() -> N
 
     with pytest.raises(WrongProductError):
         await issue(wrong, GRANT)
+
+
+@pytest.mark.parametrize("algorithm", list(KeyAlgorithm))
+def test_the_bits_of_a_key_make_the_identifier_that_others_make(algorithm: KeyAlgorithm) -> None:
+    key = local_signer(algorithm).public_key
+    expected = x509.SubjectKeyIdentifier.from_public_key(key).digest
+
+    assert hashlib.sha1(der.key_bits(key_der(key)), usedforsecurity=False).digest() == expected
 
 
 def test_der_is_what_openssl_reads() -> None:
