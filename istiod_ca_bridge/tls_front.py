@@ -14,6 +14,7 @@ import os
 import socket
 import ssl
 import time
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +45,9 @@ class FrontLimits:
     connections: int = 4096
     """At once, handshakes included."""
 
+    silent_seconds: float = 15.0
+    """So long after its last word a client's connection may go for another's sake."""
+
     handshake_seconds: float = 10.0
     shutdown_seconds: float = 2.0
 
@@ -63,7 +67,9 @@ class TlsFront:
         """How often roots were taken away."""
 
         self._peers: dict[str, Peer] = {}
-        self._open: set[_Connection] = set()
+        self._open: OrderedDict[_Connection, None] = OrderedDict()
+        """That which was silent longest first."""
+
         self._handshakes = 0
         self._numbers = itertools.count()
         self._refused = 0
@@ -106,7 +112,7 @@ class TlsFront:
                             self._refuse("out of descriptors or memory")
                             await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
                         continue
-                    if self._context is None or self.connections >= self._limits.connections:
+                    if self._context is None or not self._has_room():
                         accepted.close()
                         self._refuse("too many connections")
                         continue
@@ -119,6 +125,16 @@ class TlsFront:
         """End every connection, after what is written already."""
         for connection in list(self._open):
             connection.pipe.end()
+
+    def _has_room(self) -> bool:
+        """Return whether one more may come; if need be, one in whose silence no call fits goes."""
+        if self.connections < self._limits.connections:
+            return True
+        silent = next(iter(self._open), None)
+        if silent is None or time.monotonic() - silent.heard < self._limits.silent_seconds:
+            return False
+        silent.pipe.close()
+        return True
 
     async def _open_pipe(self, accepted: socket.socket, context: ssl.SSLContext) -> None:
         """Agree on TLS, connect to the gRPC server, and have the two piped."""
@@ -139,13 +155,17 @@ class TlsFront:
             undo.pop_all()
         self._handshake_is_over()
         connection = _Connection(peer)
-        self._open.add(connection)
+        self._open[connection] = None
+
+        def heard() -> None:
+            connection.heard = time.monotonic()
+            self._open.move_to_end(connection)
 
         def forget() -> None:
-            self._open.discard(connection)
+            del self._open[connection]
             self._peers.pop(name, None)
 
-        connection.pipe = TlsPipe(client, upstream, forget, self._limits.shutdown_seconds)
+        connection.pipe = TlsPipe(client, upstream, heard, forget, self._limits.shutdown_seconds)
         if peer.certificate is not None and rechecks != self._rechecks:
             connection.pipe.end()
 
@@ -198,6 +218,8 @@ class _Connection:
 
     peer: Peer
     pipe: TlsPipe = field(init=False)
+    heard: float = field(init=False, default_factory=time.monotonic)
+    """When the client last sent something, on the monotonic clock."""
 
 
 def _tls(accepted: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:

@@ -48,27 +48,34 @@ async def _ready(
 
 
 class TlsPipe:
-    """Pipes from now on until either side ends; then tells `ended`, once."""
+    """Pipes from now on until either side ends.
+
+    Tells `heard` when the client sends something, and `ended` once.
+    """
 
     def __init__(
         self,
         client: ssl.SSLSocket,
         server: socket.socket,
+        heard: Callable[[], None],
         ended: Callable[[], None],
         shutdown_seconds: float,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._client = client
         self._server = server
-        self._tell = ended
+        self._client_fd = client.fileno()
+        self._server_fd = server.fileno()
+        self._heard = heard
+        self._ended = ended
         self._shutdown_seconds = shutdown_seconds
         self._to_client = b""
         self._to_server = b""
         self._is_ending = False
         self._is_closed = False
         self._timer: asyncio.TimerHandle | None = None
-        self._loop.add_reader(client, self._from_client)
-        self._loop.add_reader(server, self._from_server)
+        self._loop.add_reader(self._client_fd, self._from_client)
+        self._loop.add_reader(self._server_fd, self._from_server)
         # What came with the handshake is in OpenSSL already. Later: an end of it is told then.
         self._loop.call_soon(self._go_on_reading)
 
@@ -82,14 +89,28 @@ class TlsPipe:
         if self._is_ending:
             return
         self._is_ending = True
-        self._loop.remove_reader(self._server)
-        self._loop.remove_writer(self._server)
+        self._loop.remove_reader(self._server_fd)
+        self._loop.remove_writer(self._server_fd)
         self._server.close()
         self._to_server = b""
-        self._timer = self._loop.call_later(self._shutdown_seconds, self._close)
-        self._loop.add_reader(self._client, self._from_client)
+        self._timer = self._loop.call_later(self._shutdown_seconds, self.close)
+        self._loop.add_reader(self._client_fd, self._from_client)
         if not self._to_client:
             self._say_goodbye()
+
+    def close(self) -> None:
+        """Close at once."""
+        if self._is_closed:
+            return
+        self._is_closed = self._is_ending = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for end in (self._client, self._server):
+            if end.fileno() >= 0:
+                self._loop.remove_reader(end.fileno())
+                self._loop.remove_writer(end.fileno())
+                end.close()
+        self._ended()
 
     def _from_client(self) -> None:
         for _ in range(_READS):
@@ -100,13 +121,14 @@ class TlsPipe:
             except OSError:
                 data = b""
             if not data:
-                self._close()
+                self.close()
                 return
             if self._is_ending:
                 continue  # read, so that the kernel does not answer it with a reset
+            self._heard()
             if not self._send_to_server(data):
-                self._loop.remove_reader(self._client)
-                self._loop.add_writer(self._server, self._server_takes)
+                self._loop.remove_reader(self._client_fd)
+                self._loop.add_writer(self._server_fd, self._server_takes)
                 return
             if not self._client.pending():
                 return
@@ -131,8 +153,8 @@ class TlsPipe:
 
     def _server_takes(self) -> None:
         if self._send_to_server(self._to_server) and not self._is_ending:
-            self._loop.remove_writer(self._server)
-            self._loop.add_reader(self._client, self._from_client)
+            self._loop.remove_writer(self._server_fd)
+            self._loop.add_reader(self._client_fd, self._from_client)
             self._from_client()
 
     def _from_server(self) -> None:
@@ -145,8 +167,8 @@ class TlsPipe:
         if not data:
             self.end()
         elif not self._send_to_client(data):
-            self._loop.remove_reader(self._server)
-            self._loop.add_writer(self._client, self._client_takes)
+            self._loop.remove_reader(self._server_fd)
+            self._loop.add_writer(self._client_fd, self._client_takes)
 
     def _send_to_client(self, data: bytes) -> bool:
         """Return whether it took all; what it did not is kept."""
@@ -157,7 +179,7 @@ class TlsPipe:
         except _AGAIN:
             pass
         except OSError:
-            self._close()
+            self.close()
             return True
         self._to_client = data[sent:]
         return not self._to_client
@@ -165,11 +187,11 @@ class TlsPipe:
     def _client_takes(self) -> None:
         if not self._send_to_client(self._to_client) or self._is_closed:
             return
-        self._loop.remove_writer(self._client)
+        self._loop.remove_writer(self._client_fd)
         if self._is_ending:
             self._say_goodbye()
         else:
-            self._loop.add_reader(self._server, self._from_server)
+            self._loop.add_reader(self._server_fd, self._from_server)
 
     def _say_goodbye(self) -> None:
         """End our direction; the client's answer, or time, closes the connection."""
@@ -177,16 +199,3 @@ class TlsPipe:
             self._client.unwrap()
         with contextlib.suppress(OSError):
             self._client.shutdown(socket.SHUT_WR)
-
-    def _close(self) -> None:
-        if self._is_closed:
-            return
-        self._is_closed = self._is_ending = True
-        if self._timer is not None:
-            self._timer.cancel()
-        for end in (self._client, self._server):
-            if end.fileno() >= 0:
-                self._loop.remove_reader(end)
-                self._loop.remove_writer(end)
-                end.close()
-        self._tell()

@@ -231,6 +231,28 @@ async def test_connections_over_the_cap_are_closed_and_others_go_on(tmp_path: Pa
     assert "too many connections" in run.lines[0]
 
 
+async def test_when_all_places_are_taken_the_one_that_was_silent_longest_makes_room(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, FrontLimits(connections=2, silent_seconds=0.3)) as run:
+        first_reader, first = await run.connect()
+        second_reader, second = await run.connect()
+        for reader, writer in ((second_reader, second), (first_reader, first)):
+            writer.write(b"hello")
+            await reader.readexactly(5)
+        with pytest.raises(OSError):  # noqa: PT011 - reset or end of file, as the kernel likes
+            await run.connect()
+        await asyncio.sleep(0.3)
+
+        assert await run.echo(None, b"hello") == b"hello"
+
+        await ended(second_reader)
+        first.write(b"still here")
+        assert await first_reader.readexactly(10) == b"still here"
+        first.close()
+        second.close()
+
+
 async def test_a_client_that_never_finishes_its_handshake_is_closed(tmp_path: Path) -> None:
     async with running(tmp_path, FrontLimits(handshake_seconds=0.2)) as run:
         reader, writer = await asyncio.open_connection("127.0.0.1", run.port)
