@@ -1,6 +1,7 @@
 """IstioCertificateService: authenticate, issue, answer, and count it all."""
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _BEARER = "Bearer "
 _IMPERSONATED = "ImpersonatedIdentity"
 _MAX_CLUSTER_ID = 253
+_RETRY_SECONDS = (1.0, 5.0)
 _PUSHBACK = "grpc-retry-pushback-ms"
 """Trailing metadata that says when to come again (gRFC A6)."""
 
@@ -168,7 +170,10 @@ class CertificateService(IstioCertificateServiceServicer):
     def _admit(self) -> None:
         if self._in_flight > self._settings.in_flight:
             self._metrics.queue_refused.inc()
-            raise OverloadedError("too many requests are under way; try again later")
+            raise OverloadedError(
+                "too many requests are under way; try again later",
+                retry_after=random.uniform(*_RETRY_SECONDS),  # noqa: S311 - so that not all come at once
+            )
 
     def _time_left(self, context: "Context") -> float:
         """Return for how many seconds the caller and we want to go on."""

@@ -18,7 +18,7 @@ _OPTIONS = [
     ("grpc.max_metadata_size", 32 << 10),
     ("grpc.max_concurrent_streams", 256),
     ("grpc.server_handshake_timeout_ms", 5000),
-    ("grpc.max_connection_idle_ms", 10 * 60 * 1000),
+    ("grpc.max_connection_idle_ms", 60 * 1000),
     ("grpc.max_connection_age_ms", 60 * 60 * 1000),
     ("grpc.max_connection_age_grace_ms", 30 * 1000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10 * 1000),
