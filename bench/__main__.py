@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import ca, charts, client, herd, plugin, plugin_front, target, vault_client
+from bench import ca, ca_steps, charts, client, herd, plugin, plugin_front, target, vault_client
 
 _OBJECTS = (1, 10, 100, 1_000, 10_000)
 
@@ -31,6 +31,7 @@ _SECTIONS: dict[str, tuple[str, Section]] = {
     "memory": (f"memory over {plugin.MEMORY_CALLS:,} calls", plugin.memory),
     "front": ("the plugin behind its front, beside one without", plugin_front.cost),
     "ca": ("CreateCertificate by token and by certificate", ca.rates),
+    "ca_steps": ("the steps of CreateCertificate, each alone", ca_steps.micros),
     "herd": (f"{herd.SIDECARS:,} sidecars at once", herd.rush),
     "vault_client": ("from start to files in place", vault_client.run),
 }

@@ -12,6 +12,7 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from istiod_ca_bridge.authn import (
     MAX_TOKEN_BYTES,
+    TOKEN_LEEWAY,
     Caller,
     Method,
     SignedTokenAuthenticator,
@@ -20,6 +21,7 @@ from istiod_ca_bridge.authn import (
     key_set,
 )
 from istiod_ca_bridge.errors import ConfigError, UnauthenticatedError
+from istiod_ca_bridge.verified_tokens import VerifiedTokens
 from tests.support import pki
 from tests.unit.istiod_ca_bridge.doubles import NOW
 
@@ -143,6 +145,71 @@ async def test_no_algorithm_and_symmetric_algorithms_are_refused() -> None:
 )
 async def test_garbage_is_refused(text: str) -> None:
     await refusal(text)
+
+
+class Signed:
+    """An authenticator whose keys and clock change."""
+
+    def __init__(self) -> None:
+        self.keys = dict(KEYS)
+        self.now = NOW
+        self.tested = SignedTokenAuthenticator(
+            lambda: self.keys, ISSUER, ("istio-ca",), "cluster.local", lambda: self.now
+        )
+
+
+async def test_a_token_that_comes_again_is_the_same_caller_until_it_expires() -> None:
+    signed, text = Signed(), token()
+
+    first = await signed.tested.authenticate(text)
+    assert await signed.tested.authenticate(text) is first
+    signed.now += timedelta(seconds=600) + TOKEN_LEEWAY
+
+    with pytest.raises(UnauthenticatedError, match="expired"):
+        await signed.tested.authenticate(text)
+
+
+async def test_a_token_that_was_good_is_refused_when_the_clock_goes_back_before_its_start() -> None:
+    signed, text = Signed(), token()
+    await signed.tested.authenticate(text)
+    signed.now -= timedelta(hours=1)
+
+    with pytest.raises(UnauthenticatedError, match="not valid yet"):
+        await signed.tested.authenticate(text)
+
+
+@pytest.mark.parametrize("replaced", [{}, {"r": KEYS["e"]}])
+async def test_a_token_that_was_good_is_refused_once_its_key_is_not_trusted_any_more(
+    replaced: dict[str, jwt.PyJWK],
+) -> None:
+    signed, text = Signed(), token()
+    await signed.tested.authenticate(text)
+    signed.keys = replaced
+
+    with pytest.raises(UnauthenticatedError):
+        await signed.tested.authenticate(text)
+
+
+async def test_a_token_like_one_that_was_good_is_refused_for_its_signature() -> None:
+    signed, text = Signed(), token()
+    await signed.tested.authenticate(text)
+    head, _, signature = text.rpartition(".")
+    changed = f"{head}.{signature[::-1]}"
+
+    for _ in range(2):  # a refusal is not remembered as a yes
+        with pytest.raises(UnauthenticatedError):
+            await signed.tested.authenticate(changed)
+
+
+def test_only_so_many_tokens_are_remembered_and_none_as_it_is() -> None:
+    known: VerifiedTokens[int] = VerifiedTokens(capacity=2)
+    texts = [token(jti=str(number)) for number in range(3)]
+    for number, text in enumerate(texts):
+        known.note(known.digest(text), KEYS["r"], 100.0, number)
+
+    assert len(known) == 2
+    assert [known.find(known.digest(text), KEYS, 1.0) for text in texts] == [None, 1, 2]
+    assert not any(text.encode() in digest for text in texts for digest in known._remembered)
 
 
 def test_a_key_set_leaves_out_secret_and_private_keys() -> None:

@@ -171,6 +171,19 @@ async def test_an_answer_is_not_believed_past_the_token_s_own_end(
         await tested.authenticate(token(seconds=3))
 
 
+async def test_an_answer_is_not_believed_when_the_wall_clock_jumps_past_the_token_s_end(
+    reviewer: Reviewer, clocks: Clocks
+) -> None:
+    tested = ReviewedTokenAuthenticator(
+        reviewer, "cluster.local", timedelta(seconds=10), clocks.wall, monotonic=lambda: 0.0
+    )
+    await tested.authenticate(token(seconds=3))
+    clocks.pass_seconds(3)
+
+    with pytest.raises(UnauthenticatedError, match="expired"):
+        await tested.authenticate(token(seconds=3))
+
+
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [
