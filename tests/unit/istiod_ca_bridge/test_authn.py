@@ -263,6 +263,23 @@ def test_a_certificate_that_is_no_workload_s_is_refused(der: bytes) -> None:
         caller_of_certificate(der, MESH, NOW)
 
 
+def test_a_certificate_that_was_taken_is_refused_once_it_is_revoked_or_out_of_its_time() -> None:
+    der = client_certificate("spiffe://cluster.local/ns/shop/sa/cart")
+    certificate = x509.load_der_x509_certificate(der)
+    caller_of_certificate(der, MESH, NOW)
+
+    with pytest.raises(UnauthenticatedError, match="revoked"):
+        caller_of_certificate(der, MESH, NOW, {certificate.serial_number})
+    for moment in (
+        certificate.not_valid_before_utc - timedelta(seconds=1),
+        certificate.not_valid_after_utc,
+    ):
+        with pytest.raises(UnauthenticatedError, match="expired"):
+            caller_of_certificate(der, MESH, moment)
+    with pytest.raises(UnauthenticatedError, match="another trust domain"):
+        caller_of_certificate(der, TrustDomain("other"), NOW)
+
+
 def test_a_certificate_of_an_alias_is_taken_and_gets_the_trust_domain_s_own_name() -> None:
     renamed = TrustDomain("new.test", frozenset({"cluster.local"}))
 

@@ -1,0 +1,101 @@
+"""The tables of docs/performance.md about the bridge, written anew from a results.json.
+
+`python -m bench.ca_report RESULTS-JSON [RESULTS-JSON...] docs/performance.md`: a section is taken
+from the last file that has it.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+_BEGIN, _END = "<!-- bridge: begin -->\n", "<!-- bridge: end -->\n"
+_GOALS = {
+    ("rsa-2048", "token"): 1000,
+    ("ecdsa-p256", "token"): 1500,
+    ("rsa-2048", "certificate"): 1100,
+    ("ecdsa-p256", "certificate"): 3100,
+}
+_BUSIEST = "64"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Return the exit code."""
+    *files, page = map(Path, arguments)
+    results: dict[str, Any] = {}
+    for file in files:
+        results |= json.loads(file.read_text())
+    before, _, rest = page.read_text().partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    page.write_text(before + _BEGIN + "\n" + "\n".join(_tables(results)) + "\n" + _END + after)
+    return 0
+
+
+def _tables(results: dict[str, Any]) -> Iterable[str]:
+    cores = os.cpu_count() or 1
+    if "ca" in results:
+        yield from _rates(results["ca"], cores)
+    if "ca_steps" in results:
+        yield from _steps(results["ca_steps"])
+    if "raw" in results:
+        yield from _bare(results["raw"], cores)
+    if "herd" in results:
+        yield from _herd(results["herd"])
+
+
+def _rates(found: dict[str, Any], cores: int) -> Iterable[str]:
+    yield (
+        "| CA key, caller | a second at 8 / 16 / 64 at once | of the goal | p50, p99 at 8 "
+        "| bridge | plugin | bound: all cores | bound: one interpreter |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    empty = found["ecdsa-p256"]["empty"][_BUSIEST]
+    for (algorithm, way), goal in _GOALS.items():
+        loads = found[algorithm][way]
+        rates = [load["per_second"] for load in loads.values()]
+        alone, busy = loads["8"], loads[_BUSIEST]
+        bridge, plugin = busy["bridge_us"], busy["plugin_us"]
+        yield (
+            f"| {algorithm}, {way} | {' / '.join(f'{rate:.0f}' for rate in rates)} "
+            f"| {max(rates) / goal:.2f} | {alone['p50_ms']}, {alone['p99_ms']} ms "
+            f"| {bridge} µs | {plugin} µs | {cores * 1e6 / (bridge + plugin):.0f}/s "
+            f"| {1e6 / bridge:.0f}/s |"
+        )
+    yield ""
+    yield (
+        f"An empty call (health) the same way: {empty['per_second']}/s at {_BUSIEST} at once, "
+        f"{empty['bridge_us']} µs of the bridge."
+    )
+    yield ""
+
+
+def _steps(found: dict[str, int]) -> Iterable[str]:
+    yield from ("| step, alone | processor time |", "|---|---|")
+    yield from (f"| {step} | {micros} µs |" for step, micros in found.items())
+    yield ""
+
+
+def _bare(found: dict[str, dict[str, float]], cores: int) -> Iterable[str]:
+    yield from ("| the bare token signs | on 1 thread | on as many as cores |", "|---|---|---|")
+    for kind in ("RSA-2048", "P-256"):
+        yield f"| {kind} | {found[kind]['1']}/s | {found[kind].get(str(cores), '?')}/s |"
+    yield ""
+
+
+def _herd(found: dict[str, Any]) -> Iterable[str]:
+    again = ", ".join(f"{count} by {status}" for status, count in found["tried_again"].items())
+    yield (
+        f"Herd: of {found['sidecars']} sidecars {found['served']} served, "
+        f"{sum(found['failed_for_good'].values())} failed for good; half of them after "
+        f"{found['median_s']} s, the last after {found['last_s']} s; "
+        f"tries that were followed by another: {again or 'none'}; "
+        f"{found['cpu_us']} µs of bridge and plugin each; peak memory of the bridge "
+        f"{found['bridge_peak_mib']} MiB."
+    )
+    yield ""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
