@@ -234,7 +234,7 @@ async def test_connections_over_the_cap_are_closed_and_others_go_on(tmp_path: Pa
 async def test_when_all_places_are_taken_the_one_that_was_silent_longest_makes_room(
     tmp_path: Path,
 ) -> None:
-    async with running(tmp_path, FrontLimits(connections=2, silent_seconds=0.3)) as run:
+    async with running(tmp_path, FrontLimits(connections=2, silent_seconds=1.5)) as run:
         first_reader, first = await run.connect()
         second_reader, second = await run.connect()
         for reader, writer in ((second_reader, second), (first_reader, first)):
@@ -242,7 +242,7 @@ async def test_when_all_places_are_taken_the_one_that_was_silent_longest_makes_r
             await reader.readexactly(5)
         with pytest.raises(OSError):  # noqa: PT011 - reset or end of file, as the kernel likes
             await run.connect()
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1.5)
 
         assert await run.echo(None, b"hello") == b"hello"
 
