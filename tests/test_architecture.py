@@ -58,13 +58,14 @@ DOMAIN = {
 EDGES = {
     *("cli", "client", "key_commands", "server", "service", "daemon", "agent"),
     *("csr_signer", "grpc_servers", "mode_wiring", "root_publisher"),
+    *("edge", "servicers", "kubernetes_servicers"),
 }
 """Modules that only `__main__` and other edges may import; so are all that end in _service."""
 
 CONTRACT_USERS = {
     "hsm_plugin": {
         *("service", "signing_service", "control_service", "rotation_service"),
-        *("server", "client"),
+        *("server", "client", "servicers", "kubernetes_servicers"),
     },
     "vault_client": {"control_call"},
     "istiod_ca_bridge": {"hsm_key", "ca_service", "grpc_servers", "csr_signer", "root_publisher"},

@@ -9,8 +9,8 @@ import pytest
 
 from hsm_plugin.admission import Lane
 from hsm_plugin.callers import Callers, local_address
+from hsm_plugin.edge import Edge
 from hsm_plugin.errors import BadRequestError, HsmPluginError
-from hsm_plugin.server import Edge
 
 
 class Aborted(Exception):  # noqa: N818 - what gRPC's own abort raises has no public name
