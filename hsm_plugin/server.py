@@ -1,14 +1,17 @@
 """The gRPC server: the services that it offers, health, and reflection."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from hsm_plugin.audit_chain import Head
 from hsm_plugin.callers import Callers
 from hsm_plugin.control_service import Control
-from hsm_plugin.edge import Edge
+from hsm_plugin.edge import Edge, Witness
+from hsm_plugin.inspection_service import Inspection
 from hsm_plugin.keys import KekCipher
 from hsm_plugin.kubernetes_kms import KubernetesKms
 from hsm_plugin.kubernetes_servicers import KubernetesV1Servicer, KubernetesV2Servicer
@@ -17,6 +20,7 @@ from hsm_plugin.rsa_keys import RsaKeys
 from hsm_plugin.service import KeyManagement, utc_now
 from hsm_plugin.servicers import (
     ControlServicer,
+    InspectionServicer,
     KeyManagementServicer,
     RotationServicer,
     SigningServicer,
@@ -27,6 +31,8 @@ from hsm_plugin.token_memory import TokenMemory
 from hsm_plugin.well_formed import well_formed
 from istio_hsm_proto import control_v1_pb2 as control
 from istio_hsm_proto import control_v1_pb2_grpc as control_grpc
+from istio_hsm_proto import inspection_v1_pb2 as inspection
+from istio_hsm_proto import inspection_v1_pb2_grpc as inspection_grpc
 from istio_hsm_proto import kms_istio_v1_pb2 as kms
 from istio_hsm_proto import kms_istio_v1_pb2_grpc as kms_grpc
 from istio_hsm_proto import kms_kubernetes_v1beta1_pb2 as kms_v1
@@ -44,6 +50,7 @@ _SERVICES = (
     signing.DESCRIPTOR.services_by_name["SigningService"].full_name,
     control.DESCRIPTOR.services_by_name["ControlService"].full_name,
     rotation.DESCRIPTOR.services_by_name["RotationService"].full_name,
+    inspection.DESCRIPTOR.services_by_name["InspectionService"].full_name,
 )
 _KUBERNETES_SERVICES = (
     kms_v2.DESCRIPTOR.services_by_name["KeyManagementService"].full_name,
@@ -69,6 +76,8 @@ class Apis:
     """Empty: Kubernetes' services are not offered."""
     callers: Callers
     kek_cipher: KekCipher
+    witness: Witness
+    audit_head: Callable[[], Head]
 
 
 def services(apis: Apis) -> tuple[str, ...]:
@@ -90,15 +99,28 @@ def build(
                 lambda store: KeyManagement(
                     store, utc_now, apis.rsa_keys.make, apis.memory, apis.kek_cipher
                 ),
+                apis.witness,
             )
         ),
         strict,
     )
     signing_grpc.add_SigningServiceServicer_to_server(
-        SigningServicer(Edge(token, apis.callers, Signing)), strict
+        SigningServicer(Edge(token, apis.callers, Signing, apis.witness)), strict
     )
     control_grpc.add_ControlServiceServicer_to_server(
-        ControlServicer(Edge(token, apis.callers, lambda _store: apis.control)), strict
+        ControlServicer(Edge(token, apis.callers, lambda _store: apis.control, apis.witness)),
+        strict,
+    )
+    inspection_grpc.add_InspectionServiceServicer_to_server(
+        InspectionServicer(
+            Edge(
+                token,
+                apis.callers,
+                lambda store: Inspection(store, token.snapshot, apis.audit_head),
+                apis.witness,
+            )
+        ),
+        strict,
     )
     rotation_grpc.add_RotationServiceServicer_to_server(
         RotationServicer(
@@ -108,6 +130,7 @@ def build(
                 lambda store: Rotation(
                     *(store, apis.kek_cipher, apis.kubernetes_kek_id, apis.memory.clear)
                 ),
+                apis.witness,
             )
         ),
         strict,
@@ -117,6 +140,7 @@ def build(
             token,
             apis.callers,
             lambda store: KubernetesKms(store, apis.kubernetes_kek_id, apis.kek_cipher),
+            apis.witness,
         )
         kms_v2_grpc.add_KeyManagementServiceServicer_to_server(KubernetesV2Servicer(edge), strict)
         kms_v1_grpc.add_KeyManagementServiceServicer_to_server(KubernetesV1Servicer(edge), strict)

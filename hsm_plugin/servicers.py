@@ -4,12 +4,15 @@ import grpc
 
 from hsm_plugin.control_service import Control
 from hsm_plugin.edge import Edge
+from hsm_plugin.inspection_service import Inspection
 from hsm_plugin.log import event
 from hsm_plugin.rotation_service import Rotation
 from hsm_plugin.service import KeyManagement
 from hsm_plugin.signing_service import Signing
 from istio_hsm_proto import control_v1_pb2 as control
 from istio_hsm_proto import control_v1_pb2_grpc as control_grpc
+from istio_hsm_proto import inspection_v1_pb2 as inspection
+from istio_hsm_proto import inspection_v1_pb2_grpc as inspection_grpc
 from istio_hsm_proto import kms_istio_v1_pb2 as kms
 from istio_hsm_proto import kms_istio_v1_pb2_grpc as kms_grpc
 from istio_hsm_proto import rotation_v1_pb2 as rotation
@@ -173,6 +176,20 @@ class SigningServicer(signing_grpc.SigningServiceServicer):
         response = await self._edge.answer(context, Signing.destroy_key, request, request.key_id)
         event("key.destroyed", f"Destroyed the signing key {request.key_id.decode()}")
         return response
+
+
+class InspectionServicer(inspection_grpc.InspectionServiceServicer):
+    """What the plugin knows of itself."""
+
+    def __init__(self, edge: Edge[Inspection]) -> None:
+        self._edge = edge
+
+    async def Inspect(
+        self,
+        request: inspection.InspectRequest,
+        context: grpc.aio.ServicerContext[inspection.InspectRequest, inspection.InspectResponse],
+    ) -> inspection.InspectResponse:
+        return await self._edge.answer(context, Inspection.inspect, request, _LIST_LANE)
 
 
 class ControlServicer(control_grpc.ControlServiceServicer):
