@@ -29,7 +29,7 @@ class Admission:
 
     def __init__(self, *, running_limit: int, queue_limit: int) -> None:
         self.running_limit = running_limit
-        self._queue_limit = queue_limit
+        self.queue_limit = queue_limit
         self._running = 0
         self._waiting = 0
         self._clients: dict[str, _Lanes] = {}
@@ -92,7 +92,7 @@ class Admission:
                 waiter.set_result(None)
 
     def _queue(self, lane: Lane) -> _Waiter:
-        if self._waiting >= self._queue_limit:
+        if self._waiting >= self.queue_limit:
             self._make_room(lane)
         waiter: _Waiter = asyncio.get_running_loop().create_future()
         self._clients.setdefault(lane.client, {}).setdefault(lane.key, deque()).append(waiter)

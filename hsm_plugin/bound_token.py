@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hsm_plugin import worker_codec
 from hsm_plugin.admission import Lane
 from hsm_plugin.keys import (
+    InspectedKey,
     KekCipher,
     KeyAlgorithm,
     ListedKey,
@@ -98,6 +99,10 @@ class BoundToken:
     async def signing_keys(self) -> list[ListedKey]:
         """See KeyStore."""
         return worker_codec.decode_listed_keys(await self._call(Operation.SIGNING_KEYS))
+
+    async def inspect(self) -> list[InspectedKey]:
+        """See KeyStore."""
+        return worker_codec.decode_inspected_keys(await self._call(Operation.INSPECT))
 
     async def destroy_signing_key(self, key_id: bytes, public_key_sha256: bytes) -> None:
         """See KeyStore."""

@@ -1,12 +1,12 @@
 """The command line: `serve`, and commands that are clients of a running plugin.
 
-Exit codes: 0 done, 1 the operation failed, 2 the command or its settings are wrong.
+Exit codes: 0 done, 1 the operation failed, 2 the command or its settings are wrong, 79 something
+was found that should not be (`audit verify`, `doctor`).
 """
 
 import argparse
 import asyncio
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,7 +14,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hsm_plugin import config, core_dumps, key_commands, log
+from hsm_plugin import (
+    audit_options,
+    config,
+    core_dumps,
+    examinations,
+    key_commands,
+    log,
+    token_options,
+)
 from hsm_plugin.client import (
     KEY_ALGORITHMS,
     SIGNATURE_ALGORITHMS,
@@ -23,13 +31,11 @@ from hsm_plugin.client import (
     Result,
 )
 from hsm_plugin.daemon import serve
+from hsm_plugin.durations import seconds as _duration
 from hsm_plugin.errors import BadRequestError, ConfigError, HsmPluginError, HsmUnavailableError
 from hsm_plugin.gcm_iv import GcmIv
 from hsm_plugin.keys import CBC_KEK_LABEL, CBC_MAC_LABEL, KekCipher
 from hsm_plugin.listen_settings import DEFAULT_HOST, DEFAULT_PORT, ListenSettings, listen_settings
-
-_DURATION = re.compile(r"(\d{1,6})(ms|s|m)?")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -69,9 +75,7 @@ def _serve(options: argparse.Namespace) -> int:
             config.serve_config(
                 socket=options.socket,
                 module=options.p11_lib,
-                token_label=",".join(
-                    options.p11_label or [config.environment().get("P11_TOKEN", "")]
-                ),
+                token_label=token_options.named(options),
                 pin_file=options.p11_pin_file,
                 state_dir=options.state_dir,
                 sessions=options.sessions,
@@ -88,6 +92,9 @@ def _serve(options: argparse.Namespace) -> int:
                 key_label=options.p11_key_label,
                 hmac_label=options.p11_hmac_label,
                 gcm_iv=options.gcm_iv,
+                metrics_listen=options.metrics_listen,
+                watched_certificates=options.watch_certificates,
+                audit=audit_options.settings_of(options),
             )
         )
     )
@@ -115,8 +122,11 @@ def _listen(options: argparse.Namespace) -> ListenSettings:
 
 def _client(options: argparse.Namespace) -> int:
     client = Client(socket=options.socket, timeout_seconds=options.timeout)
+    show = partial(_show, options)
+    if options.command in examinations.COMMANDS:
+        return examinations.run(options, client, show)
     if options.command in key_commands.COMMANDS:
-        key_commands.run(options, client, partial(_show, options))
+        key_commands.run(options, client, show)
     else:
         _call(options, client)
     return 0
@@ -209,21 +219,8 @@ def _parser() -> argparse.ArgumentParser:
         default=env.get("SOCKET", config.DEFAULT_SOCKET),
         help="the Unix socket (SOCKET; now %(default)s)",
     )
-    server = commands.add_parser("serve", parents=[common], help="serve until SIGTERM")
-    server.add_argument(
-        "--p11-lib", default=env.get("P11_LIB", ""), help="the PKCS#11 module (P11_LIB)"
-    )
-    server.add_argument(
-        "--p11-label",
-        action="append",
-        help="the token's label or PKCS#11 URI (P11_TOKEN); several: with a comma between or by "
-        "repeating it, the preferred one first",
-    )
-    server.add_argument(
-        "--p11-pin-file",
-        default=env.get("P11_PIN_FILE", ""),
-        help="the file that holds the PIN (P11_PIN_FILE); awaited, and read again when changed",
-    )
+    token = token_options.parser(env)
+    server = commands.add_parser("serve", parents=[common, token], help="serve until SIGTERM")
     server.add_argument(
         "--provider", choices=("p11",), default="p11", help="kept for the reference's command line"
     )
@@ -252,11 +249,6 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("--p11-pin", help=argparse.SUPPRESS)
     server.add_argument("--p11-slot", help=argparse.SUPPRESS)
     server.add_argument(
-        "--state-dir",
-        default=env.get("HSM_PLUGIN_STATE_DIR", ""),
-        help="where PIN attempts are remembered (HSM_PLUGIN_STATE_DIR; the socket's folder)",
-    )
-    server.add_argument(
         "--sessions", type=int, default=8, help="PKCS#11 sessions, one a thread (%(default)s)"
     )
     server.add_argument(
@@ -283,6 +275,18 @@ def _parser() -> argparse.ArgumentParser:
         help="serve Kubernetes' KMS API too, with this KEK (HSM_PLUGIN_KMS_KEK_ID)",
     )
     server.add_argument(
+        "--metrics-listen",
+        default=env.get("METRICS_LISTEN", ""),
+        help="HOST:PORT of /metrics, /healthz and /readyz (METRICS_LISTEN; off)",
+    )
+    server.add_argument(
+        "--watch-certificates",
+        default=env.get("HSM_PLUGIN_WATCH_CERTIFICATES", ""),
+        help="PEM files, separated by colons, whose expiry is shown "
+        "(HSM_PLUGIN_WATCH_CERTIFICATES)",
+    )
+    audit_options.add(server, env)
+    server.add_argument(
         "--log-format", choices=("text", "json"), default=env.get("LOG_FORMAT", "text")
     )
     server.add_argument(
@@ -295,11 +299,13 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("--ca-id", help=argparse.SUPPRESS)
     _add_ways_in(server, env)
 
-    _add_client_commands(commands, common)
+    _add_client_commands(commands, common, token)
     return parser
 
 
-def _add_client_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+def _add_client_commands(
+    commands: Any, common: argparse.ArgumentParser, token: argparse.ArgumentParser
+) -> None:
     """Add what talks to a running plugin. `commands`: argparse has no public type for them."""
     client = argparse.ArgumentParser(add_help=False, parents=[common])
     client.add_argument("--timeout", type=_duration, default=10.0, help="of the call (10s)")
@@ -330,6 +336,7 @@ def _add_client_commands(commands: Any, common: argparse.ArgumentParser) -> None
     test = commands.add_parser("test", parents=[client], help="encrypt and decrypt once")
     test.add_argument("--kek-id", required=True, help="an existing KEK")
     key_commands.add(commands, client)
+    examinations.add(commands, client, token)
 
 
 def _add_ways_in(server: argparse.ArgumentParser, env: Mapping[str, str]) -> None:
@@ -368,11 +375,3 @@ def _hexadecimal(text: str) -> bytes:
         return bytes.fromhex(text)
     except ValueError:
         raise argparse.ArgumentTypeError("it is not hexadecimal") from None
-
-
-def _duration(text: str) -> float:
-    """Seconds of `500ms`, `10s`, `2m`, or a plain number of seconds."""
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 10s")
-    return int(match[1]) * _SECONDS[match[2]]

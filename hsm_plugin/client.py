@@ -20,6 +20,8 @@ from hsm_plugin.errors import BadRequestError, HsmPluginError, HsmUnavailableErr
 from hsm_plugin.key_reference import KeyUse
 from hsm_plugin.key_reference import key_id as key_id_of
 from hsm_plugin.trust import MALFORMED, load_certificate, to_der
+from istio_hsm_proto import inspection_v1_pb2 as inspection
+from istio_hsm_proto import inspection_v1_pb2_grpc as inspection_grpc
 from istio_hsm_proto import kms_istio_v1_pb2 as pb
 from istio_hsm_proto import kms_istio_v1_pb2_grpc as pb_grpc
 from istio_hsm_proto import rotation_v1_pb2 as rotation
@@ -189,6 +191,19 @@ class Client:
         request = rotation.DestroyKEKRequest(kek_id=kek_id, confirm_kek_id=confirm)
         with self._channel() as channel:
             self._call(rotation_grpc.RotationServiceStub(channel).DestroyKEK, request)
+
+    def public_key(self, key_id: bytes) -> bytes:
+        """Return the public half of a signing key, DER."""
+        with self._channel() as channel:
+            stub = signing_grpc.SigningServiceStub(channel)
+            response = self._call(stub.GetPublicKey, signing.GetPublicKeyRequest(key_id=key_id))
+        return response.key.public_key
+
+    def inspect(self) -> inspection.InspectResponse:
+        """Return what the plugin knows of its token, its keys and itself."""
+        with self._channel() as channel:
+            stub = inspection_grpc.InspectionServiceStub(channel)
+            return self._call(stub.Inspect, inspection.InspectRequest())
 
     def health(self) -> Result:
         """Return when the plugin serves; HsmUnavailableError when it does not."""

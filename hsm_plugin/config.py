@@ -1,13 +1,16 @@
 """Settings of `serve`, read once from flags and environment and validated at once."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from hsm_plugin import token_reference
+from hsm_plugin.audit_log import AuditSettings, OnFailure
 from hsm_plugin.errors import BadRequestError, ConfigError
 from hsm_plugin.gcm_iv import GcmIv
+from hsm_plugin.http_listener import HttpAddress
 from hsm_plugin.key_reference import KeyUse, key_id
 from hsm_plugin.keys import (
     CBC_KEK_LABEL,
@@ -33,6 +36,9 @@ DEFAULT_RETURN_SECONDS = 30.0
 
 _MAX_SOCKET_BYTES = 107
 """sun_path less its final NUL (unix(7))."""
+
+_ADDRESS = re.compile(r"(?:\[(?P<ipv6>[0-9a-fA-F:.]+)\]|(?P<host>[^\[\]:\s]*)):(?P<port>\d{1,5})")
+_MAX_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,11 @@ class ServeConfig:
     """Of the KEKs and DEKs that are made; blobs of both ciphers are opened."""
     cbc_labels: CbcLabels
     gcm_iv: GcmIv
+    metrics_listen: HttpAddress | None = None
+    """None: no HTTP."""
+    watched_certificates: tuple[Path, ...] = ()
+    audit: AuditSettings | None = None
+    """None: the use of keys is not recorded."""
 
 
 def environment() -> Mapping[str, str]:
@@ -98,6 +109,9 @@ def serve_config(
     key_label: str = CBC_KEK_LABEL,
     hmac_label: str = CBC_MAC_LABEL,
     gcm_iv: str = GcmIv.AUTO.value,
+    metrics_listen: str = "",
+    watched_certificates: str = "",
+    audit: AuditSettings | None = None,
 ) -> ServeConfig:
     """Return the settings, or raise one ConfigError that names every fault."""
     faults = [
@@ -133,6 +147,7 @@ def serve_config(
         faults.append("--return-after must be 500ms to 60m")
     faults += _token_faults(token_label)
     faults += _cipher_faults(algorithm, key_label, hmac_label) + _iv_faults(gcm_iv)
+    faults += _metrics_faults(metrics_listen)
     if faults:
         raise ConfigError("; ".join(faults), hint="see `hsm-plugin serve --help`")
     return ServeConfig(
@@ -154,6 +169,9 @@ def serve_config(
         kek_cipher=KekCipher(algorithm),
         cbc_labels=CbcLabels(key_label, hmac_label),
         gcm_iv=GcmIv(gcm_iv),
+        metrics_listen=_http_address(metrics_listen),
+        audit=audit,
+        watched_certificates=tuple(map(Path, filter(None, watched_certificates.split(":")))),
     )
 
 
@@ -193,6 +211,50 @@ def _token_faults(tokens: str) -> list[str]:
     except BadRequestError as error:
         return [f"P11_TOKEN (--p11-label): {error} ({error.hint})"]
     return []
+
+
+def audit_settings(
+    path: str,
+    on_failure: str,
+    max_mib: int,
+    checkpoint_entries: int,
+    checkpoint_seconds: float,
+) -> AuditSettings | None:
+    """Return how the audit log is kept, None without a path; ConfigError for what cannot work."""
+    if not path:
+        return None
+    faults = []
+    if on_failure not in {entry.value for entry in OnFailure}:
+        faults.append("AUDIT_ON_FAILURE (--audit-on-failure) must be refuse or drop")
+    if not 1 <= max_mib <= 4096:  # noqa: PLR2004 - said in the message
+        faults.append("--audit-max-mib must be 1 to 4096")
+    if not 1 <= checkpoint_entries <= 1_000_000:  # noqa: PLR2004 - said in the message
+        faults.append("--audit-checkpoint-entries must be 1 to 1000000")
+    if not 1 <= checkpoint_seconds <= 86_400:  # noqa: PLR2004 - said in the message
+        faults.append("--audit-checkpoint-every must be 1s to 1440m")
+    if faults:
+        raise ConfigError("; ".join(faults), hint="see `hsm-plugin serve --help`")
+    return AuditSettings(
+        path=Path(path).absolute(),
+        max_bytes=max_mib << 20,
+        on_failure=OnFailure(on_failure),
+        checkpoint_entries=checkpoint_entries,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+
+
+def _metrics_faults(text: str) -> list[str]:
+    if text in {"", "off"} or _http_address(text):
+        return []
+    return ["METRICS_LISTEN (--metrics-listen) is not HOST:PORT, such as 127.0.0.1:9464"]
+
+
+def _http_address(text: str) -> HttpAddress | None:
+    """Return the address of `HOST:PORT`, `[IPV6]:PORT` or `:PORT`; None for anything else."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None or not int(match["port"]) <= _MAX_PORT:
+        return None
+    return HttpAddress(host=match["ipv6"] or match["host"] or "", port=int(match["port"]))
 
 
 def _kek_faults(flag: str, kek_id: str) -> list[str]:

@@ -7,11 +7,14 @@ the module is initialised with CKF_OS_LOCKING_OK.
 """
 
 import ctypes
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hsm_plugin import cryptoki_abi as abi
 from hsm_plugin import recovery
+from hsm_plugin.call_times import CallTimes
 from hsm_plugin.errors import ModuleError
 
 Value = bytes | bool | int
@@ -31,55 +34,6 @@ _MAX_SLOTS = 256
 _MAX_FOUND = 64
 _MAX_MECHANISMS = 4096
 
-_LIST = (
-    *("C_Initialize", "C_Finalize", "C_GetInfo", "C_GetFunctionList", "C_GetSlotList"),
-    *("C_GetSlotInfo", "C_GetTokenInfo", "C_GetMechanismList", "C_GetMechanismInfo"),
-    *("C_InitToken", "C_InitPIN", "C_SetPIN", "C_OpenSession", "C_CloseSession"),
-    *("C_CloseAllSessions", "C_GetSessionInfo", "C_GetOperationState", "C_SetOperationState"),
-    *("C_Login", "C_Logout", "C_CreateObject", "C_CopyObject", "C_DestroyObject"),
-    *("C_GetObjectSize", "C_GetAttributeValue", "C_SetAttributeValue", "C_FindObjectsInit"),
-    *("C_FindObjects", "C_FindObjectsFinal", "C_EncryptInit", "C_Encrypt", "C_EncryptUpdate"),
-    *("C_EncryptFinal", "C_DecryptInit", "C_Decrypt", "C_DecryptUpdate", "C_DecryptFinal"),
-    *("C_DigestInit", "C_Digest", "C_DigestUpdate", "C_DigestKey", "C_DigestFinal"),
-    *("C_SignInit", "C_Sign", "C_SignUpdate", "C_SignFinal", "C_SignRecoverInit"),
-    *("C_SignRecover", "C_VerifyInit", "C_Verify", "C_VerifyUpdate", "C_VerifyFinal"),
-    *("C_VerifyRecoverInit", "C_VerifyRecover", "C_DigestEncryptUpdate"),
-    *("C_DecryptDigestUpdate", "C_SignEncryptUpdate", "C_DecryptVerifyUpdate", "C_GenerateKey"),
-    *("C_GenerateKeyPair", "C_WrapKey", "C_UnwrapKey", "C_DeriveKey", "C_SeedRandom"),
-    "C_GenerateRandom",
-)
-"""CK_FUNCTION_LIST up to the last function that is called here."""
-
-_word, _pointer = ctypes.c_ulong, ctypes.c_void_p
-_SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "C_Initialize": (_pointer,),
-    "C_Finalize": (_pointer,),
-    "C_GetSlotList": (ctypes.c_ubyte, _pointer, _pointer),
-    "C_GetTokenInfo": (_word, _pointer),
-    "C_GetMechanismList": (_word, _pointer, _pointer),
-    "C_OpenSession": (_word, _word, _pointer, _pointer, _pointer),
-    "C_CloseSession": (_word,),
-    "C_GetSessionInfo": (_word, _pointer),
-    "C_Login": (_word, _word, ctypes.c_char_p, _word),
-    "C_CreateObject": (_word, _pointer, _word, _pointer),
-    "C_DestroyObject": (_word, _word),
-    "C_GetAttributeValue": (_word, _word, _pointer, _word),
-    "C_FindObjectsInit": (_word, _pointer, _word),
-    "C_FindObjects": (_word, _pointer, _word, _pointer),
-    "C_FindObjectsFinal": (_word,),
-    "C_EncryptInit": (_word, _pointer, _word),
-    "C_Encrypt": (_word, ctypes.c_char_p, _word, _pointer, _pointer),
-    "C_DecryptInit": (_word, _pointer, _word),
-    "C_Decrypt": (_word, ctypes.c_char_p, _word, _pointer, _pointer),
-    "C_SignInit": (_word, _pointer, _word),
-    "C_Sign": (_word, ctypes.c_char_p, _word, _pointer, _pointer),
-    "C_GenerateKey": (_word, _pointer, _pointer, _word, _pointer),
-    "C_GenerateKeyPair": (
-        *(_word, _pointer, _pointer, _word, _pointer, _word, _pointer, _pointer),
-    ),
-    "C_GenerateRandom": (_word, _pointer, _word),
-}
-
 
 class CryptokiError(Exception):
     """A function of the module did not answer CKR_OK."""
@@ -88,60 +42,6 @@ class CryptokiError(Exception):
         super().__init__(f"{function} answered {recovery.name_of(code)}")
         self.function = function
         self.code = code
-
-
-class _FunctionList(ctypes.Structure):
-    _fields_ = (("version", ctypes.c_ubyte * 2), ("functions", ctypes.c_void_p * len(_LIST)))
-
-
-class _InitializeArguments(ctypes.Structure):
-    _fields_ = (
-        *((f"{name}_mutex", ctypes.c_void_p) for name in ("create", "destroy", "lock", "unlock")),
-        ("flags", ctypes.c_ulong),
-        ("reserved", ctypes.c_void_p),
-    )
-
-
-class _TokenInfo(ctypes.Structure):
-    _fields_ = (
-        ("label", ctypes.c_char * 32),
-        ("manufacturer", ctypes.c_char * 32),
-        ("model", ctypes.c_char * 16),
-        ("serial", ctypes.c_char * 16),
-        ("flags", ctypes.c_ulong),
-        ("max_sessions", ctypes.c_ulong),
-        ("sessions", ctypes.c_ulong),
-        ("max_rw_sessions", ctypes.c_ulong),
-        ("rest", ctypes.c_ulong * 7),
-        ("texts", ctypes.c_char * 20),
-    )
-
-
-class _SessionInfo(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_ulong) for name in ("slot", "state", "flags", "error"))
-
-
-class _Attribute(ctypes.Structure):
-    _fields_ = (("type", ctypes.c_ulong), ("value", ctypes.c_void_p), ("size", ctypes.c_ulong))
-
-
-class _Mechanism(ctypes.Structure):
-    _fields_ = (("type", ctypes.c_ulong), ("parameter", ctypes.c_void_p), ("size", ctypes.c_ulong))
-
-
-class _PssParameters(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_ulong) for name in ("hash", "mask", "salt_bytes"))
-
-
-class _GcmParameters(ctypes.Structure):
-    _fields_ = (
-        ("iv", ctypes.c_char_p),
-        ("iv_bytes", ctypes.c_ulong),
-        ("iv_bits", ctypes.c_ulong),
-        ("aad", ctypes.c_char_p),
-        ("aad_bytes", ctypes.c_ulong),
-        ("tag_bits", ctypes.c_ulong),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,16 +79,17 @@ class Cryptoki:
     """A loaded module. `restart` and `stop` must find no thread inside it."""
 
     def __init__(self, module: str) -> None:
-        listed = ctypes.POINTER(_FunctionList)()
+        listed = ctypes.POINTER(abi.FunctionList)()
         try:
             code = ctypes.CDLL(module).C_GetFunctionList(ctypes.byref(listed))
         except (OSError, AttributeError) as error:
             raise _not_loadable(module, str(error)) from None
         if code != recovery.CKR_OK:
             raise _not_loadable(module, f"C_GetFunctionList answered {recovery.name_of(code)}")
+        self.times = CallTimes()
         self._functions: dict[str, Any] = {}
-        for name, arguments in _SIGNATURES.items():
-            address = listed.contents.functions[_LIST.index(name)]
+        for name, arguments in abi.SIGNATURES.items():
+            address = listed.contents.functions[abi.FUNCTIONS.index(name)]
             if not address:
                 raise _not_loadable(module, f"it has no {name}")
             self._functions[name] = ctypes.CFUNCTYPE(ctypes.c_ulong, *arguments)(address)
@@ -198,7 +99,7 @@ class Cryptoki:
     def restart(self) -> None:
         """Finalise the module if it was initialised, and initialise it for threads."""
         self.stop()
-        arguments = _InitializeArguments(flags=_CKF_OS_LOCKING_OK)
+        arguments = abi.InitializeArguments(flags=_CKF_OS_LOCKING_OK)
         self._call("C_Initialize", ctypes.byref(arguments))
 
     def stop(self) -> None:
@@ -215,7 +116,7 @@ class Cryptoki:
 
     def token_info(self, slot: int) -> TokenInfo:
         """Return what the slot's token says of itself."""
-        info = _TokenInfo()
+        info = abi.CkTokenInfo()
         self._call("C_GetTokenInfo", slot, ctypes.byref(info))
         limits = [
             limit
@@ -251,7 +152,7 @@ class Cryptoki:
 
     def session_state(self, session: int) -> int:
         """Return its CK_STATE."""
-        info = _SessionInfo()
+        info = abi.CkSessionInfo()
         self._call("C_GetSessionInfo", session, ctypes.byref(info))
         state: int = info.state
         return state
@@ -284,7 +185,7 @@ class Cryptoki:
 
     def read(self, session: int, handle: int, types: Sequence[int]) -> list[bytes]:
         """Return the values of an object's attributes, in two calls."""
-        attributes = (_Attribute * len(types))()
+        attributes = (abi.CkAttribute * len(types))()
         for entry, kind in zip(attributes, types, strict=True):
             entry.type = kind
         arguments = (session, handle, attributes, len(types))
@@ -358,9 +259,13 @@ class Cryptoki:
         return output.raw[: size.value]
 
     def _call(self, name: str, *arguments: object) -> None:
+        started = time.perf_counter()
         code = self._functions[name](*arguments)
+        took = time.perf_counter() - started
         if code != recovery.CKR_OK:
+            self.times.note(name, took, recovery.name_of(code))
             raise CryptokiError(name, code)
+        self.times.note(name, took)
 
 
 def _not_loadable(module: str, reason: str) -> ModuleError:
@@ -376,7 +281,7 @@ def _text(padded: bytes) -> str:
 
 def _attributes(template: Template) -> Any:
     """Return a CK_ATTRIBUTE array, which keeps the values alive that it points to."""
-    entries: Any = (_Attribute * len(template))()
+    entries: Any = (abi.CkAttribute * len(template))()
     kept = []
     for entry, (kind, value) in zip(entries, template.items(), strict=True):
         buffer = _buffer(value)
@@ -396,18 +301,18 @@ def _buffer(value: Value) -> Any:
 
 
 def _mechanism(kind: int) -> Any:
-    return ctypes.byref(_Mechanism(kind, None, 0))
+    return ctypes.byref(abi.CkMechanism(kind, None, 0))
 
 
 def _pss_mechanism(kind: int, pss: Pss) -> Any:
-    return _with(kind, _PssParameters(pss.hash_mechanism, pss.mask_function, pss.salt_bytes))
+    return _with(kind, abi.PssParameters(pss.hash_mechanism, pss.mask_function, pss.salt_bytes))
 
 
 def _cipher_mechanism(kind: int, parameter: Gcm | bytes) -> Any:
     if isinstance(parameter, bytes):
         return _with(kind, (ctypes.c_ubyte * len(parameter)).from_buffer_copy(parameter))
     iv_bytes = len(parameter.iv or b"")
-    gcm = _GcmParameters(
+    gcm = abi.GcmParameters(
         *(parameter.iv, iv_bytes, 8 * iv_bytes),
         *(parameter.aad, len(parameter.aad), 128),
     )
@@ -416,6 +321,6 @@ def _cipher_mechanism(kind: int, parameter: Gcm | bytes) -> Any:
 
 def _with(kind: int, parameters: Any) -> Any:
     """Return a CK_MECHANISM, which keeps its parameters alive."""
-    mechanism = _Mechanism(kind, ctypes.addressof(parameters), ctypes.sizeof(parameters))
+    mechanism = abi.CkMechanism(kind, ctypes.addressof(parameters), ctypes.sizeof(parameters))
     mechanism.kept = parameters
     return ctypes.byref(mechanism)

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hsm_plugin.errors import HsmUnavailableError, RejectedBlobError
 from hsm_plugin.keys import Sealed
 
+ALGORITHM = "A256GCM"
 MAX_BLOB_BYTES = 1 << 20
 MAX_HEADER_BYTES = 64 << 10
 TAG_BYTES = 16
@@ -179,10 +180,7 @@ def split(blob: bytes, name: str) -> CompactJwe:
             f"{name} is not a compact JWE with an empty encrypted key",
             hint="a blob from a Kubernetes Secret must be base64-decoded once",
         )
-    if len(parts[0]) > MAX_HEADER_BYTES:
-        raise RejectedBlobError(f"the header of {name} is longer than {MAX_HEADER_BYTES} bytes")
-    read_header = _remembered_header if len(parts[0]) <= _REMEMBERED_BYTES else _header
-    header = read_header(parts[0], name)
+    header = header_of(blob, name)
     if "crit" in header or "zip" in header:
         raise RejectedBlobError(f"{name} asks for a JWE extension that is not supported")
     kid = header.get("kid")
@@ -198,9 +196,18 @@ def split(blob: bytes, name: str) -> CompactJwe:
     )
 
 
+def header_of(blob: bytes, name: str) -> Mapping[str, object]:
+    """Return the header alone; RejectedBlobError, naming `name`, when there is none."""
+    protected, _, _ = blob[: MAX_HEADER_BYTES + 1].partition(b".")
+    if len(protected) > MAX_HEADER_BYTES:
+        raise RejectedBlobError(f"the header of {name} is longer than {MAX_HEADER_BYTES} bytes")
+    read_header = _remembered_header if len(protected) <= _REMEMBERED_BYTES else _header
+    return read_header(protected, name)
+
+
 def read(jwe: CompactJwe, name: str) -> Jwe:
     """Return an A256GCM JWE of its parts; RejectedBlobError for another one."""
-    if jwe.header.get("alg") != "dir" or jwe.header.get("enc") != "A256GCM":
+    if jwe.header.get("alg") != "dir" or jwe.header.get("enc") != ALGORITHM:
         raise RejectedBlobError(f"{name} is not encrypted with alg dir, enc A256GCM")
     context = jwe.header.get("_thales_aad", "")
     if not isinstance(context, str) or not context.isascii():

@@ -61,6 +61,10 @@ class StrangerError(HsmPluginError):
     """The call came by a connection that nobody vouches for."""
 
 
+class AuditFailedError(HsmPluginError):
+    """The use of a key cannot be recorded, so it is refused."""
+
+
 class HsmUnavailableError(HsmPluginError):
     """The token cannot be reached now; it is looked for again in the background.
 

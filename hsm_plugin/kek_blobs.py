@@ -55,6 +55,17 @@ def parse(blob: bytes, purpose: Purpose, name: str) -> WrappedBlob:
     return WrappedBlob(gcm.kid.encode(), gcm.kid, gcm.protected, gcm.sealed, None)
 
 
+def cipher_of(blob: bytes) -> KekCipher | None:
+    """Return the cipher that the header names, nothing else looked at; None when it names none."""
+    try:
+        enc = envelope.header_of(blob, "the blob").get("enc")
+    except RejectedBlobError:
+        return None
+    if enc == cbc_envelope.ALGORITHM:
+        return KekCipher.CBC
+    return KekCipher.GCM if enc == envelope.ALGORITHM else None
+
+
 def _parse_cbc(jwe: CompactJwe, purpose: Purpose, name: str) -> WrappedBlob:
     if jwe.header.get("alg") != cbc_envelope.ALGORITHM:
         raise RejectedBlobError(f"{name} is not encrypted with alg and enc A256CBC")

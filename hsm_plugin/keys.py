@@ -22,6 +22,9 @@ SIGNING_KEY_LABEL = "istio-hsm-signing-key"
 ROOT_LABEL = "istio-hsm-root"
 """CKA_LABEL of an imported root certificate: the trust anchors, and nothing else, bear it."""
 
+AUDIT_KEY_ID = b"audit-checkpoint"
+"""The signing key of the audit log's checkpoints: no caller may use, make or destroy it."""
+
 MAX_ID_BYTES = 128
 _VISIBLE_ASCII = range(0x21, 0x7F)
 
@@ -149,6 +152,18 @@ class ListedKey:
 
 
 @dataclass(frozen=True, slots=True)
+class InspectedKey:
+    """A KEK, or a signing key's private half, as the token describes it."""
+
+    key_id: bytes
+    label: str
+    sensitive: bool
+    extractable: bool
+    never_extractable: bool
+    local: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Sealed:
     """The parts of an authenticated encryption (NIST SP 800-38D for AES-GCM)."""
 
@@ -239,6 +254,9 @@ class KeyStore(Protocol):
     def signing_keys(self) -> list[ListedKey]:
         """Return every signing key, ordered by its id."""
 
+    def inspect(self) -> list[InspectedKey]:
+        """Return the KEKs and signing keys as the token describes them."""
+
     def destroy_signing_key(self, key_id: bytes, public_key_sha256: bytes) -> None:
         """Destroy both halves; ConflictError when the public key is not the one confirmed.
 
@@ -289,6 +307,9 @@ class AsyncKeyStore(Protocol):
         """See KeyStore."""
 
     async def signing_keys(self) -> list[ListedKey]:
+        """See KeyStore."""
+
+    async def inspect(self) -> list[InspectedKey]:
         """See KeyStore."""
 
     async def destroy_signing_key(self, key_id: bytes, public_key_sha256: bytes) -> None:

@@ -105,6 +105,14 @@ class PinGuard:
         else:
             self._path.unlink(missing_ok=True)
 
+    def outcomes(self) -> list[Outcome]:
+        """Return what came of each value that the token was shown since its last success."""
+        try:
+            record = self._own(self._read())
+        except PinRefusedError:
+            return []
+        return list(record.attempts.values()) if record else []
+
     def _known(self, pin: str) -> Outcome | None:
         record = self._own(self._read())
         return record.attempts.get(_hash(pin, record.salt)) if record else None

@@ -12,9 +12,11 @@ from hsm_plugin.cryptoki import Pss
 from hsm_plugin.errors import ConflictError, KeyNotFoundError, UnsupportedError
 from hsm_plugin.gcm_iv import GcmIv
 from hsm_plugin.keys import (
+    AUDIT_KEY_ID,
     ROOT_LABEL,
     SIGNING_KEY_LABEL,
     CbcLabels,
+    InspectedKey,
     KekCipher,
     KeyAlgorithm,
     KeyKind,
@@ -33,11 +35,13 @@ from hsm_plugin.pkcs11_store_constants import (
     Mechanism,
     ObjectClass,
 )
+from hsm_plugin.pkcs11_store_inspection import inspect
 from hsm_plugin.pkcs11_store_keks import TokenKeks
 from hsm_plugin.pkcs11_store_lookup import Lookup
 from hsm_plugin.pkcs11_store_sessions import Session, SessionPool
 from hsm_plugin.pkcs11_store_token import TokenConnection
 from hsm_plugin.recovery import Action
+from hsm_plugin.worker_snapshot import WorkerSnapshot
 
 _MAX_SIGNATURE_BYTES = 1024
 _KEY_TYPES = {
@@ -76,6 +80,7 @@ class Pkcs11Store:
         )
         self._cryptoki = self._token.cryptoki
         self._creating = threading.Lock()
+        self._cbc_labels = cbc_labels
         self._lookup = Lookup(self._cryptoki)
         self._keks = TokenKeks(self._token, self._lookup, cbc_labels, self._creating, gcm_iv)
 
@@ -88,6 +93,10 @@ class Pkcs11Store:
     def close(self) -> None:
         """See TokenConnection."""
         self._token.close()
+
+    def snapshot(self) -> WorkerSnapshot:
+        """See TokenConnection."""
+        return self._token.snapshot()
 
     def probe(self) -> None:
         """See TokenConnection."""
@@ -135,7 +144,8 @@ class Pkcs11Store:
             if self._lookup.find(pool, session, ObjectClass.PRIVATE_KEY, label, key_id):
                 return False
             mechanism, public, private = objects.key_pair_templates(key_id, algorithm)
-            self._token.require_preferred("generating a signing key")
+            if key_id != AUDIT_KEY_ID:  # each token may have one of its own: checkpoints name it
+                self._token.require_preferred("generating a signing key")
             self._token.require(mechanism, f"a key of {algorithm.value}")
             self._cryptoki.generate_key_pair(session.handle, mechanism, public, private)
             return True
@@ -212,6 +222,13 @@ class Pkcs11Store:
 
         key_ids = self._token.call("listing the signing keys", find)
         return [entry for key_id in sorted(key_ids) for entry in self._listed(key_id)]
+
+    def inspect(self) -> list[InspectedKey]:
+        """See KeyStore."""
+        return self._token.call(
+            "inspecting the keys",
+            lambda _, session: inspect(self._cryptoki, session.handle, self._cbc_labels),
+        )
 
     def _listed(self, key_id: bytes) -> list[ListedKey]:
         """Return the key, its fault, or nothing when it was destroyed just now."""

@@ -27,6 +27,8 @@ class Attribute(IntEnum):
     PUBLIC_EXPONENT = 0x122
     VALUE_LEN = 0x161
     EXTRACTABLE = 0x162
+    LOCAL = 0x163
+    NEVER_EXTRACTABLE = 0x164
     EC_PARAMS = 0x180
     EC_POINT = 0x181
 

@@ -7,6 +7,7 @@ the list are looked for in their order, and keys are found by label and id. What
 calls for is said by hsm_plugin.recovery alone.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,11 +32,12 @@ from hsm_plugin.errors import (
     UnsupportedError,
 )
 from hsm_plugin.keys import TokenIdentity
-from hsm_plugin.pin_guard import PinGuard, PinState
+from hsm_plugin.pin_guard import Outcome, PinGuard, PinState
 from hsm_plugin.pkcs11_store_constants import Mechanism
 from hsm_plugin.pkcs11_store_sessions import Session, SessionPool
 from hsm_plugin.recovery import Action
 from hsm_plugin.token_reference import TokenReference
+from hsm_plugin.worker_snapshot import PinSigns, WorkerSnapshot
 
 _Result = TypeVar("_Result")
 
@@ -62,6 +64,8 @@ class TokenConnection:
         self._max_sessions = max_sessions
         self._pool: SessionPool | None = None
         self._mechanisms: frozenset[int] = frozenset()
+        self._slot, self._serial = 0, ""
+        self._pin_states: dict[str, PinState] = {}
         self._loss = Action.REINITIALISE
         self._gate = threading.Condition()
         self._inside = 0
@@ -133,6 +137,22 @@ class TokenConnection:
         self.cryptoki.random(session.handle, _PROBE_BYTES)
         pool.expect_login(session)
 
+    def snapshot(self) -> WorkerSnapshot:
+        """Return sessions, calls and the PIN's signs: as the token tells them, or last told."""
+        pool = self._pool
+        if pool is not None:
+            with contextlib.suppress(HsmUnavailableError, CryptokiError), self._admitted():
+                self._see_pin()
+        return WorkerSnapshot(
+            sessions_open=pool.open if pool else 0,
+            sessions_limit=pool.limit if pool else 0,
+            pins={
+                serial: _signs(state, self._guard.of_token(serial).outcomes())
+                for serial, state in list(self._pin_states.items())
+            },
+            calls=self.cryptoki.times.total(),
+        )
+
     def _empty(self) -> None:
         """Refuse new calls, and return when those inside the module have left it."""
         with self._gate:
@@ -142,6 +162,8 @@ class TokenConnection:
     def _connect(self, rank: int) -> TokenIdentity:
         self.cryptoki.restart()
         slot, token = self._find_token(self._tokens[rank])
+        self._slot, self._serial = slot, token.serial or token.label
+        self._pin_states[self._serial] = _pin_state(token)
         self._mechanisms = self.cryptoki.mechanisms(slot)
         limit = self._max_sessions
         if token.max_sessions is not None:
@@ -151,7 +173,7 @@ class TokenConnection:
                 f'the token "{token.label}" allows {token.max_sessions} session(s) in all',
                 hint="allow this client 2 sessions or more in the HSM's settings",
             )
-        self._log_in(self.cryptoki.open_session(slot), token)
+        self._log_in(self.cryptoki.open_session(slot), token.label)
         pool = SessionPool(self.cryptoki, slot, limit)
         with pool.session() as session:
             self.check(pool, session)
@@ -195,30 +217,30 @@ class TokenConnection:
             "client certificate",
         )
 
-    def _log_in(self, session: int, token: TokenInfo) -> None:
+    def _log_in(self, session: int, label: str) -> None:
         """Return logged in. An attempt without an answer stays on the guard's record."""
         pin = self._read_pin()
-        guard = self._guard.of_token(token.serial or token.label)
-        guard.permit(
-            pin,
-            PinState(
-                locked=bool(token.flags & CKF_USER_PIN_LOCKED),
-                final_try=bool(token.flags & CKF_USER_PIN_FINAL_TRY),
-                count_low=bool(token.flags & CKF_USER_PIN_COUNT_LOW),
-            ),
-        )
+        guard = self._guard.of_token(self._serial)
+        guard.permit(pin, self._pin_states[self._serial])
         try:
             self.cryptoki.login(session, pin.encode())
         except CryptokiError as error:
             if error.code not in recovery.PIN_REFUSED:
                 raise
             guard.refused(pin)
+            with contextlib.suppress(CryptokiError):
+                self._see_pin()
             self.cryptoki.stop()
             raise PinRefusedError(
-                f'the token "{token.label}" refused the PIN: {recovery.name_of(error.code)}',
+                f'the token "{label}" refused the PIN: {recovery.name_of(error.code)}',
                 hint="write the right PIN into the PIN file; it is picked up by itself",
             ) from None
         guard.settled()
+
+    def _see_pin(self) -> None:
+        token = self.cryptoki.token_info(self._slot)
+        if (token.serial or token.label) == self._serial:
+            self._pin_states[self._serial] = _pin_state(token)
 
     def call(self, doing: str, operation: Callable[[SessionPool, Session], _Result]) -> _Result:
         """Return what the operation returns, tried twice where the table says that it helps."""
@@ -298,3 +320,21 @@ def _together(failures: list[HsmPluginError]) -> HsmPluginError:
 
 def _listed(failures: list[HsmPluginError]) -> str:
     return "; ".join(map(str, failures))
+
+
+def _signs(state: PinState, attempts: list[Outcome]) -> PinSigns:
+    return PinSigns(
+        locked=state.locked,
+        final_try=state.final_try,
+        count_low=state.count_low,
+        refused_values=attempts.count(Outcome.REFUSED),
+        pending_values=attempts.count(Outcome.PENDING),
+    )
+
+
+def _pin_state(token: TokenInfo) -> PinState:
+    return PinState(
+        locked=bool(token.flags & CKF_USER_PIN_LOCKED),
+        final_try=bool(token.flags & CKF_USER_PIN_FINAL_TRY),
+        count_low=bool(token.flags & CKF_USER_PIN_COUNT_LOW),
+    )

@@ -4,6 +4,7 @@ import uuid
 
 from hsm_plugin.errors import BadRequestError
 from hsm_plugin.keys import (
+    AUDIT_KEY_ID,
     AsyncKeyStore,
     KeyAlgorithm,
     ListedKey,
@@ -56,7 +57,7 @@ class Signing:
                 "the key algorithm is missing or unknown",
                 hint=f"ask for one of {', '.join(entry.name for entry in KeyAlgorithm)}",
             )
-        key_id = checked_id(request.key_id or str(uuid.uuid4()).encode(), "key id")
+        key_id = _own(checked_id(request.key_id or str(uuid.uuid4()).encode(), "key id"))
         key, created = await self._store.generate_signing_key(key_id, algorithm)
         return pb.GenerateSigningKeyResponse(key=_message(key), created=created)
 
@@ -69,7 +70,7 @@ class Signing:
         """Answer the signature of a digest."""
         algorithm = _signature_algorithm(request.algorithm)
         _check_digests(algorithm, [request.digest])
-        key_id = checked_id(request.key_id, "key id")
+        key_id = _own(checked_id(request.key_id, "key id"))
         signature = await self._store.sign(key_id, algorithm, request.digest)
         return pb.SignResponse(signature=signature)
 
@@ -82,7 +83,7 @@ class Signing:
                 f"the batch has {len(digests)} digests", hint=f"send 1 to {MAX_BATCH}"
             )
         _check_digests(algorithm, digests)
-        key_id = checked_id(request.key_id, "key id")
+        key_id = _own(checked_id(request.key_id, "key id"))
         signatures = await self._store.sign_batch(key_id, algorithm, digests)
         return pb.SignBatchResponse(signatures=signatures)
 
@@ -93,7 +94,7 @@ class Signing:
 
     async def destroy_key(self, request: pb.DestroyKeyRequest) -> pb.DestroyKeyResponse:
         """Answer when the key pair is no more."""
-        key_id = checked_id(request.key_id, "key id")
+        key_id = _own(checked_id(request.key_id, "key id"))
         if request.confirm_key_id != key_id:
             raise BadRequestError(
                 "confirm_key_id is not the key id", hint="repeat the id of the key to destroy"
@@ -105,6 +106,16 @@ class Signing:
             )
         await self._store.destroy_signing_key(key_id, request.confirm_public_key_sha256)
         return pb.DestroyKeyResponse()
+
+
+def _own(key_id: bytes) -> bytes:
+    """Return the id of a key that callers may use; BadRequestError for the plugin's own."""
+    if key_id == AUDIT_KEY_ID:
+        raise BadRequestError(
+            f"the key {AUDIT_KEY_ID.decode()} signs the audit log and nothing else",
+            hint="choose another key id",
+        )
+    return key_id
 
 
 def _signature_algorithm(number: int) -> SignatureAlgorithm:

@@ -5,6 +5,7 @@ import grpc
 from hsm_plugin import errors
 
 _STATUS: dict[type[errors.HsmPluginError], grpc.StatusCode] = {
+    errors.AuditFailedError: grpc.StatusCode.UNAVAILABLE,
     errors.BadRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.ConflictError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ExpiredError: grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -22,8 +22,9 @@ from hsm_plugin.breaker import STABLE_SECONDS, Breaker
 from hsm_plugin.errors import HsmUnavailableError, HungCallError
 from hsm_plugin.keys import TokenIdentity
 from hsm_plugin.signing_pace import SigningPace
-from hsm_plugin.wire import Operation
+from hsm_plugin.wire import ONE_AT_A_TIME, Operation
 from hsm_plugin.worker_process import Loss, WorkerProcess, WorkerSettings
+from hsm_plugin.worker_snapshot import WorkerSnapshot, decode
 
 _QUEUED_IN_WORKER = 4
 """Requests that lie ready in the worker's socket, so that no thread waits for the server."""
@@ -36,18 +37,6 @@ _RETIRE_POLL_SECONDS = 0.05
 _CONNECT_HANGS = 3
 _GENERATION_HANGS = 6
 """Multiples of the hang limit: vendors' clients and key generation take their time."""
-
-_ONE_AT_A_TIME = frozenset(
-    {
-        Operation.GENERATE_KEK,
-        Operation.GENERATE_SIGNING_KEY,
-        Operation.DESTROY_SIGNING_KEY,
-        Operation.DESTROY_KEK,
-        Operation.SIGNING_KEYS,
-        Operation.ADD_ROOT,
-    }
-)
-"""What makes or ends objects, or reads them all: slow, so it may not fill all threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +261,19 @@ class TokenClient:
                 limit_seconds=self._hang_seconds,
             )
 
+    async def snapshot(self) -> tuple[int, WorkerSnapshot] | None:
+        """Return the worker's process id and what it tells of itself; None without a worker."""
+        worker = self._worker
+        if worker is None or not worker.is_running:
+            return None
+        (blob,) = await worker.ask(
+            Operation.SNAPSHOT,
+            [],
+            deadline=time.monotonic() + self._hang_seconds,
+            limit_seconds=self._hang_seconds,
+        )
+        return worker.pid, decode(blob)
+
     async def lost(self) -> Lost:
         """Return when the connection that `connect` made is gone."""
         if self._lost is None:
@@ -321,7 +323,7 @@ class TokenClient:
         self, operation: Operation, fields: Sequence[bytes], lane: Lane, deadline: float
     ) -> list[bytes]:
         self._check_breaker()
-        alone = operation in _ONE_AT_A_TIME
+        alone = operation in ONE_AT_A_TIME
         gates = (self._generation, self.admission) if alone else (self.admission,)
         entered: list[Admission] = []
 

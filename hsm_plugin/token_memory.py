@@ -66,6 +66,11 @@ class TokenMemory:
         kept = self._deks.get(_name(kek_id, blob))
         return kept.dek if kept else None
 
+    @property
+    def dek_count(self) -> int:
+        """How many DEKs are remembered."""
+        return len(self._deks)
+
     def keep_dek(self, kek_id: bytes, blob: bytes, dek: Dek, begun: Recollection) -> None:
         """Remember a DEK, and forget the oldest one when there are too many."""
         if begun.generation != self._generation:

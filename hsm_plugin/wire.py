@@ -45,6 +45,22 @@ class Operation(IntEnum):
     DESTROY_SIGNING_KEY = 13
     SAME_PIN = 14
     DESTROY_KEK = 20
+    SNAPSHOT = 100
+    INSPECT = 101
+
+
+ONE_AT_A_TIME = frozenset(
+    {
+        Operation.GENERATE_KEK,
+        Operation.GENERATE_SIGNING_KEY,
+        Operation.DESTROY_SIGNING_KEY,
+        Operation.DESTROY_KEK,
+        Operation.SIGNING_KEYS,
+        Operation.INSPECT,
+        Operation.ADD_ROOT,
+    }
+)
+"""What makes or ends objects, or reads them all: slow, so it may not fill all threads."""
 
 
 class Kind(IntEnum):

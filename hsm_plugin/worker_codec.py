@@ -3,10 +3,18 @@
 import struct
 from collections.abc import Sequence
 
-from hsm_plugin.keys import KeyAlgorithm, ListedKey, SigningKey, TokenIdentity, TrustedRoot
+from hsm_plugin.keys import (
+    InspectedKey,
+    KeyAlgorithm,
+    ListedKey,
+    SigningKey,
+    TokenIdentity,
+    TrustedRoot,
+)
 
 _ROOT_FIELDS = 3
 _LISTED_FIELDS = 4
+_INSPECTED_FIELDS = 3
 
 
 def encode_bool(value: bool) -> bytes:  # noqa: FBT001 - the value is what is encoded
@@ -58,6 +66,24 @@ def decode_listed_keys(fields: list[bytes]) -> list[ListedKey]:
         *key, fault = fields[start : start + _LISTED_FIELDS]
         known = None if fault else decode_signing_key(key)
         keys.append(ListedKey(key[0], known, fault.decode()))
+    return keys
+
+
+def encode_inspected_keys(keys: list[InspectedKey]) -> list[bytes]:
+    """Return three fields for each key."""
+    fields: list[bytes] = []
+    for key in keys:
+        flags = (key.sensitive, key.extractable, key.never_extractable, key.local)
+        fields += [key.key_id, key.label.encode(), bytes(flags)]
+    return fields
+
+
+def decode_inspected_keys(fields: list[bytes]) -> list[InspectedKey]:
+    """Return what encode_inspected_keys was given."""
+    keys = []
+    for start in range(0, len(fields), _INSPECTED_FIELDS):
+        key_id, label, flags = fields[start : start + _INSPECTED_FIELDS]
+        keys.append(InspectedKey(key_id, label.decode(), *map(bool, flags)))
     return keys
 
 

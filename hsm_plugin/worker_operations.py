@@ -22,6 +22,7 @@ from hsm_plugin.keys import (
 from hsm_plugin.pin_file import same_pin
 from hsm_plugin.recovery import Action
 from hsm_plugin.wire import Operation
+from hsm_plugin.worker_snapshot import WorkerSnapshot
 
 
 class TokenStore(KeyStore, Protocol):
@@ -40,6 +41,9 @@ class TokenStore(KeyStore, Protocol):
     @property
     def loss(self) -> Action:
         """What a lost token needs."""
+
+    def snapshot(self) -> WorkerSnapshot:
+        """Return what the worker is asked to tell of itself."""
 
     def close(self) -> None:
         """Leave the token."""
@@ -67,6 +71,10 @@ def _probe(store: TokenStore, _: list[bytes]) -> list[bytes]:
 def _same_pin(_: TokenStore, fields: list[bytes]) -> list[bytes]:
     first, second = (Path(os.fsdecode(field)) for field in fields)
     return [worker_codec.encode_bool(same_pin(first, second))]
+
+
+def _snapshot(store: TokenStore, _: list[bytes]) -> list[bytes]:
+    return [store.snapshot().encode()]
 
 
 def _generate_kek(store: KeyStore, fields: list[bytes]) -> list[bytes]:
@@ -121,6 +129,10 @@ def _signing_keys(store: KeyStore, _: list[bytes]) -> list[bytes]:
     return worker_codec.encode_listed_keys(store.signing_keys())
 
 
+def _inspect(store: KeyStore, _: list[bytes]) -> list[bytes]:
+    return worker_codec.encode_inspected_keys(store.inspect())
+
+
 def _destroy_signing_key(store: KeyStore, fields: list[bytes]) -> list[bytes]:
     key_id, public_key_sha256 = fields
     store.destroy_signing_key(key_id, public_key_sha256)
@@ -140,6 +152,7 @@ _HANDLERS: dict[Operation, Callable[[TokenStore, list[bytes]], list[bytes]]] = {
     Operation.CONNECT: _connect,
     Operation.PROBE: _probe,
     Operation.SAME_PIN: _same_pin,
+    Operation.SNAPSHOT: _snapshot,
     Operation.GENERATE_KEK: _generate_kek,
     Operation.WRAP: _wrap,
     Operation.UNWRAP: _unwrap,
@@ -149,6 +162,7 @@ _HANDLERS: dict[Operation, Callable[[TokenStore, list[bytes]], list[bytes]]] = {
     Operation.SIGN: _sign,
     Operation.SIGN_BATCH: _sign_batch,
     Operation.SIGNING_KEYS: _signing_keys,
+    Operation.INSPECT: _inspect,
     Operation.DESTROY_SIGNING_KEY: _destroy_signing_key,
     Operation.ADD_ROOT: _add_root,
     Operation.ROOTS: _roots,

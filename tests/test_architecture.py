@@ -18,6 +18,7 @@ DOMAIN = {
         *("errors", "keys", "envelope", "trust", "callers", "pkcs11_uri", "token_reference"),
         *("key_reference", "cbc_envelope", "kek_blobs", "dek_document", "gcm_iv"),
         *("certificate_name", "name_constraints"),
+        *("audit_chain", "audit_signatures", "audit_verification", "diagnosis"),
     },
     "vault_client": {"errors", "answers", "delivery", "kv", "lease", "policy", "secret"},
     "istiod_ca_bridge": {
@@ -58,13 +59,16 @@ DOMAIN = {
 EDGES = {
     *("cli", "client", "key_commands", "server", "service", "daemon", "agent"),
     *("csr_signer", "grpc_servers", "mode_wiring", "root_publisher"),
+    *("edge", "servicers", "kubernetes_servicers", "audit_command"),
+    *("doctor_command", "bench_command", "examinations"),
 }
 """Modules that only `__main__` and other edges may import; so are all that end in _service."""
 
 CONTRACT_USERS = {
     "hsm_plugin": {
         *("service", "signing_service", "control_service", "rotation_service"),
-        *("server", "client"),
+        *("server", "client", "servicers", "kubernetes_servicers"),
+        *("rpcs", "key_use", "inspection_service", "bench_command"),
     },
     "vault_client": {"control_call"},
     "istiod_ca_bridge": {"hsm_key", "ca_service", "grpc_servers", "csr_signer", "root_publisher"},

@@ -1,5 +1,6 @@
 """The preferred token is used when it can be, a stand-by meanwhile, and no PIN is spent twice."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -123,6 +124,37 @@ def test_a_first_token_that_fails_is_replaced_by_the_stand_by_and_returned_to(
         plugin.wait_until(lambda: ranks(plugin) == [0, 1, 0], "the return")
         assert public_key(plugin) == first
         assert plugin.health() == SERVING
+
+
+def test_checkpoints_of_both_tokens_are_told_apart_by_their_keys(
+    hsm: FaultyHsm, tmp_path: Path
+) -> None:
+    log, keys = tmp_path / "audit.log", [tmp_path / "first.pem", tmp_path / "second.pem"]
+    arguments = ["--audit-log", str(log), "--audit-checkpoint-every", "1s"]
+    with running(hsm, tmp_path, BOTH, arguments=arguments) as plugin, plugin.signing() as stub:
+        keep_audit_key(plugin, keys[0])
+        hsm.sicken(FIRST)
+        hsm.refuse(Ckr.DEVICE_ERROR, "C_Sign", times=1)
+        with pytest.raises(grpc.RpcError):
+            sign(stub)
+        plugin.await_event("token.standby")
+        plugin.await_health(SERVING)
+        sign(stub)
+        keep_audit_key(plugin, keys[1])
+    given = [part for key in keys for part in ("--public-key", str(key))]
+    whole = plugins.command(["audit", "verify", str(log), *given, "--output", "json"])
+    assert whole.returncode == 0, whole.stdout
+    assert len(json.loads(whole.stdout)["signers"]) == 2
+    partly = plugins.command(["audit", "verify", str(log), *given[:2]])
+    assert partly.returncode == 79
+    assert "(unknown-key)" in partly.stdout
+
+
+def keep_audit_key(plugin: Plugin, path: Path) -> None:
+    """Write down the key of the token in use when it has signed a checkpoint."""
+    plugin.await_event("audit.checkpoint", len(plugin.events("audit.checkpoint")) + 1)
+    done = plugins.command(["audit", "public-key", "--socket", str(plugin.socket)])
+    path.write_text(done.stdout)
 
 
 def test_a_first_token_that_hangs_does_not_keep_the_stand_by_from_serving(

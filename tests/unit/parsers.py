@@ -11,10 +11,10 @@ from pathlib import Path
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from hsm_plugin import cli as plugin_cli
+from hsm_plugin import audit_command, envelope, keys, pin_file, trust
 from hsm_plugin import client as plugin_client
 from hsm_plugin import config as plugin_config
-from hsm_plugin import envelope, keys, pin_file, trust
+from hsm_plugin import durations as plugin_durations
 from hsm_plugin.errors import HsmPluginError
 from hsm_plugin.pin_guard import PinGuard, PinState
 from istio_hsm_installer import ceremony, durations, findings, release, schema, verification
@@ -144,7 +144,19 @@ def _plugin_csr_secret(_: bytes, path: Path) -> object:
 
 @parser(argparse.ArgumentTypeError, is_own=True)
 def _plugin_duration(data: bytes, _: Path) -> object:
-    return plugin_cli._duration(variable(data))
+    return plugin_durations.seconds(variable(data))
+
+
+@parser(HsmPluginError)
+def _plugin_audit_log(_: bytes, path: Path) -> object:
+    client = plugin_client.Client(socket="none", timeout_seconds=1)
+    verify_log = audit_command.Verify((path,), (), chain_only=True, head="", patience_seconds=0)
+    return audit_command.as_text(verify_log.run(client))
+
+
+@parser(HsmPluginError)
+def _plugin_audit_key(_: bytes, path: Path) -> object:
+    return audit_command._read_key(path)
 
 
 @parser(HsmPluginError, is_own=True)

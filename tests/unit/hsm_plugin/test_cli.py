@@ -5,20 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from hsm_plugin.cli import _duration, run
+from hsm_plugin import durations
+from hsm_plugin.cli import run
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [("500ms", 0.5), ("10s", 10.0), ("2m", 120.0), ("7", 7.0), ("0", 0.0)]
 )
 def test_a_duration_is_read_in_its_unit(text: str, seconds: float) -> None:
-    assert _duration(text) == seconds
+    assert durations.seconds(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "s", "-1s", "1h", "1.5s", "1 s", "9999999", "nan", "1s\n"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not a duration"):
-        _duration(text)
+        durations.seconds(text)
 
 
 @pytest.mark.parametrize(

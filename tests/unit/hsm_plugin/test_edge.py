@@ -1,7 +1,8 @@
 """The edge turns errors into statuses, and lets nothing else out."""
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
 import grpc
@@ -9,8 +10,8 @@ import pytest
 
 from hsm_plugin.admission import Lane
 from hsm_plugin.callers import Callers, local_address
-from hsm_plugin.errors import BadRequestError, HsmPluginError
-from hsm_plugin.server import Edge
+from hsm_plugin.edge import Edge
+from hsm_plugin.errors import AuditFailedError, BadRequestError, HsmPluginError
 
 
 class Aborted(Exception):  # noqa: N818 - what gRPC's own abort raises has no public name
@@ -52,12 +53,42 @@ class Token:
         assert deadline > 0
 
 
+class Witness:
+    """Sees what it is told, and may be told to fail."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[object, object, grpc.StatusCode]] = []
+        self.is_blind = False
+        self.is_full = False
+
+    def check(self) -> None:
+        if self.is_blind:
+            raise AuditFailedError("the audit log cannot be written")
+
+    def ended(
+        self, request: object, response: object, code: grpc.StatusCode, seconds: float, _: object
+    ) -> Awaitable[None]:
+        assert seconds >= 0
+        self.seen.append((request, response, code))
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.is_full:
+            written.set_exception(AuditFailedError("the disk is full"))
+        else:
+            written.set_result(None)
+        return written
+
+
 @pytest.fixture
-def edge() -> Edge[None]:
-    return Edge(Token(), Callers(), lambda _: None)  # type: ignore[arg-type] # the part it uses
+def witness() -> Witness:
+    return Witness()
 
 
-def raiser(error: Exception) -> Callable[[str], str]:
+@pytest.fixture
+def edge(witness: Witness) -> Edge[None]:
+    return Edge(Token(), Callers(), lambda _: None, witness)  # type: ignore[arg-type] # the part it uses
+
+
+def raiser(error: BaseException) -> Callable[[str], str]:
     def call(_: str) -> str:
         raise error
 
@@ -129,7 +160,7 @@ def peer_of(tag: str) -> str:
 
 async def test_a_call_waits_in_the_lane_of_its_client() -> None:
     token = Token()
-    edge: Edge[None] = Edge(token, Callers(TAG), lambda _: None)  # type: ignore[arg-type] # as above
+    edge: Edge[None] = Edge(token, Callers(TAG), lambda _: None, Witness())  # type: ignore[arg-type] # as above
     await answered(edge, Context(peer=peer_of(TAG)), str.upper)
     assert token.lanes == [Lane(b"lane", "1337/7")]
 
@@ -140,7 +171,7 @@ async def test_a_call_that_came_past_the_front_is_refused(
 ) -> None:
     caplog.set_level(logging.INFO)
     token, context = Token(), Context(peer=peer)
-    edge: Edge[None] = Edge(token, Callers(TAG), lambda _: None)  # type: ignore[arg-type] # as above
+    edge: Edge[None] = Edge(token, Callers(TAG), lambda _: None, Witness())  # type: ignore[arg-type] # as above
     with pytest.raises(Aborted):
         await answered(edge, context, str.upper)
     assert context.answer is not None
@@ -150,9 +181,52 @@ async def test_a_call_that_came_past_the_front_is_refused(
 
 
 async def test_a_refusal_is_logged_with_its_caller(caplog: pytest.LogCaptureFixture) -> None:
-    edge: Edge[None] = Edge(Token(), Callers(TAG), lambda _: None)  # type: ignore[arg-type] # as above
+    edge: Edge[None] = Edge(Token(), Callers(TAG), lambda _: None, Witness())  # type: ignore[arg-type] # as above
     with caplog.at_level(logging.INFO), pytest.raises(Aborted):
         await answered(
             edge, Context(peer=peer_of(TAG)), raiser(BadRequestError("cause", hint="do this"))
         )
     assert vars(caplog.records[-1])["caller"]["uid"] == 1337
+
+
+async def test_the_witness_sees_what_was_answered_and_what_was_refused(
+    edge: Edge[None], witness: Witness
+) -> None:
+    await answered(edge, Context(), str.upper)
+    with pytest.raises(Aborted):
+        await answered(edge, Context(), raiser(BadRequestError("cause")))
+    assert witness.seen == [
+        ("request", "REQUEST", grpc.StatusCode.OK),
+        ("request", None, grpc.StatusCode.INVALID_ARGUMENT),
+    ]
+
+
+async def test_the_witness_sees_a_call_that_its_client_gave_up(
+    edge: Edge[None], witness: Witness
+) -> None:
+    with pytest.raises(asyncio.CancelledError):
+        await answered(edge, Context(), raiser(asyncio.CancelledError()))
+    assert witness.seen == [("request", None, grpc.StatusCode.CANCELLED)]
+
+
+async def test_no_answer_leaves_that_was_not_recorded(edge: Edge[None], witness: Witness) -> None:
+    witness.is_full, context = True, Context()
+    with pytest.raises(Aborted):
+        await answered(edge, context, str.upper)
+    assert context.answer is not None
+    assert context.answer[0] is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_no_key_is_used_while_nothing_can_be_recorded(
+    edge: Edge[None], witness: Witness
+) -> None:
+    witness.is_blind, calls = True, list[str]()
+
+    def call(request: str) -> str:
+        calls.append(request)
+        return "answer"
+
+    with pytest.raises(Aborted):
+        await answered(edge, Context(), call)
+    assert calls == []
+    assert witness.seen == [("request", None, grpc.StatusCode.UNAVAILABLE)]

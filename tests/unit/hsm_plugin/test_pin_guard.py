@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hsm_plugin.errors import PinRefusedError
-from hsm_plugin.pin_guard import PinGuard, PinState
+from hsm_plugin.pin_guard import Outcome, PinGuard, PinState
 
 CALM = PinState(locked=False, final_try=False, count_low=False)
 COUNT_LOW = PinState(locked=False, final_try=False, count_low=True)
@@ -220,6 +220,15 @@ def test_the_last_token_that_settles_leaves_no_record(path: Path, guard: PinGuar
     assert path.exists()
     guard.of_token("2").settled()
     assert not path.exists()
+
+
+def test_the_outcomes_of_one_token_are_not_those_of_another(guard: PinGuard) -> None:
+    guard.of_token("1").permit("1111", CALM)
+    guard.of_token("1").refused("1111")
+    guard.of_token("2").permit("1111", CALM)
+    assert guard.of_token("1").outcomes() == [Outcome.REFUSED]
+    assert guard.of_token("2").outcomes() == [Outcome.PENDING]
+    assert guard.of_token("3").outcomes() == []
 
 
 def test_a_record_of_a_version_without_serials_counts_for_every_token(guard: PinGuard) -> None:
