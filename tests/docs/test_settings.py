@@ -96,8 +96,16 @@ def serve_parser() -> argparse.ArgumentParser:
     return found
 
 
+SERVE_OPTIONS = (
+    "hsm_plugin/cli.py",
+    "hsm_plugin/audit_options.py",
+    "hsm_plugin/token_options.py",
+)
+"""Where the flags of `serve` take their defaults from the environment."""
+
+
 def test_the_plugins_page_names_each_variable_that_it_reads_and_no_other() -> None:
-    read = variables("hsm_plugin/cli.py", *config_modules("hsm_plugin"))
+    read = variables(*SERVE_OPTIONS, *config_modules("hsm_plugin"))
     assert first_cells("docs/hsm-plugin.md", "## Settings of `serve`") == read
 
 
@@ -106,7 +114,7 @@ def test_the_plugins_page_names_each_flag_of_serve_and_its_help_each_variable() 
     named = {flag for row in rows(section) for flag in _FLAG.findall(row[1])}
     assert named == flags(serve_parser(), hidden=False) - {"--help"}
     told = serve_parser().format_help()
-    read = variables("hsm_plugin/cli.py") - {"LOG_FORMAT"}
+    read = variables(*SERVE_OPTIONS) - {"LOG_FORMAT"}
     assert not [name for name in read if name not in told]
 
 
@@ -186,7 +194,10 @@ def commands(parser: argparse.ArgumentParser) -> set[str]:
 def test_each_command_of_a_program_is_in_its_page() -> None:
     installer = set(getattr(typer.main.get_command(app), "commands", {}))
     shown = {
-        "hsm-plugin": (commands(hsm_plugin.cli._parser()), ("docs/hsm-plugin.md", "docs/keys.md")),
+        "hsm-plugin": (
+            commands(hsm_plugin.cli._parser()),
+            ("docs/hsm-plugin.md", "docs/keys.md", "docs/being-seen.md"),
+        ),
         "istiod-ca-bridge": (commands(istiod_ca_bridge.cli._parser()), ("docs/ca-bridge.md",)),
         "istio-hsm": (installer, ("docs/installer.md",)),
         "vault-client": ({"healthcheck", "--once"}, ("docs/vault-client.md",)),
