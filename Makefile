@@ -1,10 +1,11 @@
 # `make demo` and `make test` do all their set-up. CI calls the same targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo screens test lint format proto bench audit lock setup setup-test clean
+.PHONY: help demo screens test lint format proto bench soak audit lock setup setup-test clean
 
 PY := .venv/bin/python
 DEMO_PACKAGES := softhsm2 openssl
 TEST_PACKAGES := $(DEMO_PACKAGES) gcc libc6-dev buildah mmdebstrap faketime
+SOAK_PACKAGES := $(DEMO_PACKAGES) gcc libc6-dev
 BENCH_PACKAGES := $(DEMO_PACKAGES) gcc libc6-dev nghttp2-client nghttp2-server haproxy
 
 help: ## show the targets
@@ -38,6 +39,10 @@ proto: setup ## regenerate the stubs of the wire contracts
 bench: ## the measurements, side by side in one run
 	@scripts/setup.sh $(BENCH_PACKAGES)
 	@$(PY) -m bench
+
+soak: ## the whole system under load and faults; MINUTES=10 SEED=1
+	@scripts/setup.sh $(SOAK_PACKAGES)
+	@$(PY) -m chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 audit: setup ## known vulnerabilities of what is locked (needs the network)
 	@scripts/audit.sh

@@ -74,9 +74,11 @@ class KubeCluster:
         files = self._client_certificate(user, groups)
         return self._running.write_kubeconfig(files.key.stem, client_certificate(files))
 
-    def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
+    def service_account_kubeconfig(
+        self, namespace: str, name: str, *, expiration_seconds: int = 3600
+    ) -> Path:
         """Return a kubeconfig with a ServiceAccount's token, good for an hour."""
-        token = self.service_account_token(namespace, name)
+        token = self.service_account_token(namespace, name, expiration_seconds=expiration_seconds)
         return self._running.write_kubeconfig(f"{namespace}.{name}", {"token": token})
 
     def admin_client(self) -> client.ApiClient:

@@ -52,9 +52,9 @@ def write_server_certificate(ca: Issued, folder: Path) -> None:
 class OpenBao:
     """One server: started, stopped, sealed and given new certificates as a test wants."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, port: int | None = None) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port = port or free_port()
         self.ca = root("Vault CA")
         self.root_token = ""
         self._unseal_key = ""
@@ -118,6 +118,13 @@ class OpenBao:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+            self._process = None
+
+    def kill(self) -> None:
+        """Return once the server is gone, as after a crash; its data stay."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
             self._process = None
 
     def seal(self) -> None:
