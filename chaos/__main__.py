@@ -81,7 +81,7 @@ def _run(
             load.stop()
             endpoints.stop()
         findings = judge(it, conductor, tally)
-        if not all(found.holds for found in findings):
+        if options.keep_logs or not all(found.holds for found in findings):
             _keep(options.out, it)
     strikes = [
         Strike(entry.name, entry.statuses, entry.longest_wait, entry.recovery)
@@ -117,7 +117,7 @@ def _run(
 
 
 def _keep(out: Path, it: site.Site) -> None:
-    """Keep the logs of a run in which something did not hold."""
+    """Keep the logs, as of a run in which something did not hold."""
     logs = out / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     for process in it.ours:
@@ -153,6 +153,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("chaos-results"), help="folder for results.json, chaos.md"
     )
+    parser.add_argument("--keep-logs", action="store_true", help="also when all held")
     parser.add_argument("--page", action="store_true", help="write docs/chaos.md, too")
     parser.add_argument("--replicas", type=int, default=3, choices=range(1, 6), help="bridges (3)")
     parser.add_argument("--sidecars", type=_sidecars, default=8, help="workloads that ask (8)")
