@@ -8,7 +8,9 @@ from hsm_plugin.errors import HsmUnavailableError
 FIRST_SECONDS = 0.25
 LAST_SECONDS = 15.0
 STABLE_SECONDS = 10.0
-"""A connection that held this long starts again from the first pause."""
+"""A connection that held this long is no reason to prefer another token."""
+HELD_SECONDS = 2.0
+"""After a connection that held this long, pauses start anew: a well HSM is not waited for."""
 MAX_FAILURES = 5
 """Calls that may fail in a row before the token is taken for lost."""
 
@@ -32,9 +34,10 @@ class Backoff:
         """Have the next attempt wait too: the HSM asked for a pause."""
         self._next = max(self._next, FIRST_SECONDS)
 
-    def reset(self) -> None:
-        """Start anew."""
-        self._next = 0.0
+    def held(self, seconds: float) -> None:
+        """Start anew after a connection that lasted; one that broke at once changes nothing."""
+        if seconds >= HELD_SECONDS:
+            self._next = 0.0
 
 
 @dataclass(slots=True)

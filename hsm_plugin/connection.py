@@ -14,7 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from hsm_plugin.breaker import STABLE_SECONDS, Backoff, Breaker
+from hsm_plugin.breaker import Backoff, Breaker
 from hsm_plugin.errors import HsmPluginError, ModuleError, PinRefusedError
 from hsm_plugin.keys import TokenIdentity
 from hsm_plugin.log import event
@@ -193,8 +193,7 @@ class Connection:
             lost.cancel()
             back.cancel()
             await asyncio.gather(back, return_exceptions=True)
-        if time.monotonic() - connected_at >= STABLE_SECONDS:
-            self._backoff.reset()
+        self._backoff.held(time.monotonic() - connected_at)
         if lost.result().loss is Loss.HSM:
             self._backoff.expect_trouble()
         event(

@@ -4,6 +4,7 @@ import pytest
 
 from hsm_plugin.breaker import (
     FIRST_SECONDS,
+    HELD_SECONDS,
     LAST_SECONDS,
     MAX_FAILURES,
     Backoff,
@@ -67,12 +68,20 @@ def test_the_first_attempt_is_at_once_and_pauses_grow_to_a_limit() -> None:
     assert LAST_SECONDS / 2 <= pauses[-1] <= LAST_SECONDS
 
 
-def test_after_a_reset_the_next_attempt_is_at_once() -> None:
+def test_after_a_connection_that_held_the_next_attempt_is_at_once() -> None:
     backoff = Backoff()
-    for _ in range(5):
+    for _ in range(12):
         backoff.pause()
-    backoff.reset()
+    backoff.held(HELD_SECONDS)
     assert backoff.pause() == 0
+
+
+def test_connections_that_break_at_once_are_waited_for_ever_longer() -> None:
+    backoff = Backoff()
+    for _ in range(12):
+        backoff.pause()
+        backoff.held(0.1)
+    assert backoff.pause() >= LAST_SECONDS / 2
 
 
 def test_where_trouble_is_expected_not_even_the_first_attempt_is_at_once() -> None:
