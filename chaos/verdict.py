@@ -2,24 +2,28 @@
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pkcs11 import Attribute, ObjectClass
 
 from chaos.conductor import RECOVERY_SECONDS, Conductor
+from chaos.invariants import (
+    ended_by_chaos,
+    ended_in_order,
+    few,
+    logged_once,
+    no_canary,
+    no_orphans,
+)
 from chaos.report import Finding
 from chaos.sidecars import Tally
 from chaos.site import Site
-from chaos.supervisor import Exit
 from chaos.usage import Usage, growth
 from demo.processes import DemoError, run
 from tests.support.plugin import program
 from tests.support.token_view import viewed
 
-_AUDIT_KEY = "audit-checkpoint"
-_SHOWN = 5
 _KEY_LINE = re.compile(r"[A-Za-z0-9+/=]{40,}")
 
 
@@ -35,12 +39,12 @@ def judge(site: Site, conductor: Conductor, tally: Tally) -> list[Finding]:
     )
     audit_key.write_text(told_key + "\n")
     codes |= {process.name: process.stop() for process in (site.delivery, site.plugin)}
-    findings.append(_ended_in_order(codes))
-    findings.append(_ended_by_chaos([it for process in site.ours for it in process.exits]))
-    findings.append(_logged_once(site, tally))
+    findings.append(ended_in_order(codes))
+    findings.append(ended_by_chaos([it for process in site.ours for it in process.exits]))
+    findings.append(logged_once(_serials(site), [f"{serial:x}" for serial, _ in tally.received]))
     findings += _verified(site, audit_key)
-    findings.append(_no_orphans(site, listed))
-    findings += [_no_canary(site), _no_traceback(site)]
+    findings.append(_keys(site, listed))
+    findings += [no_canary(dict(_canaries(site)), dict(_logs(site))), _no_traceback(site)]
     return findings
 
 
@@ -59,7 +63,7 @@ def _none_lost(tally: Tally) -> Finding:
     return Finding(
         "no request fails for good",
         bool(tally.received) and not tally.lost,
-        _few(tally.lost) or f"{len(tally.received)} requests, all answered in the end",
+        few(tally.lost) or f"{len(tally.received)} requests, all answered in the end",
     )
 
 
@@ -67,7 +71,7 @@ def _all_right(tally: Tally) -> Finding:
     return Finding(
         "every certificate has the caller's identity and key, and the CA's signature",
         not tally.wrong,
-        _few(tally.wrong) or f"{len(tally.received)} certificates",
+        few(tally.wrong) or f"{len(tally.received)} certificates",
     )
 
 
@@ -80,37 +84,7 @@ def _flat(at_rest: Mapping[tuple[str, int], Sequence[Usage]]) -> Finding:
     return Finding(
         "memory, threads and files of each process stay flat",
         not grown,
-        _few(grown) or f"{len(at_rest)} processes, {sum(map(len, at_rest.values()))} samples",
-    )
-
-
-def _ended_in_order(codes: Mapping[str, int]) -> Finding:
-    wrong = [f"{name}: {code}" for name, code in codes.items() if code]
-    return Finding(
-        "at SIGTERM every process ends with exit code 0", not wrong, _few(wrong) or ", ".join(codes)
-    )
-
-
-def _ended_by_chaos(exits: Sequence[Exit]) -> Finding:
-    own = [f"{it.name}: {it.code}" for it in exits if not it.was_sent]
-    return Finding(
-        "no process ends that chaos did not end",
-        not own,
-        _few(own) or f"{len(exits)} ends, all by chaos",
-    )
-
-
-def _logged_once(site: Site, tally: Tally) -> Finding:
-    logged = Counter(_serials(site))
-    got = Counter(f"{serial:x}" for serial, _ in tally.received)
-    missing = [it for it in got if it not in logged]
-    twice = [it for it, count in logged.items() if count > 1]
-    twice += [it for it, count in got.items() if count > 1]
-    told = [f"{it} is in no log" for it in missing] + [f"{it} is there twice" for it in twice]
-    return Finding(
-        "every certificate that a sidecar got is in an issuance log exactly once",
-        not told,
-        _few(told) or f"{len(got)} of {len(logged)} logged; the rest did not reach their sidecars",
+        few(grown) or f"{len(at_rest)} processes, {sum(map(len, at_rest.values()))} samples",
     )
 
 
@@ -157,43 +131,14 @@ def _command(invariant: str, command: list[str]) -> Finding:
     return Finding(invariant, holds=True, told=told.splitlines()[0])
 
 
-def _no_orphans(site: Site, listed: str) -> Finding:
-    """Hold the token's objects against what the mesh needs: a KEK, the CA key, the audit key."""
+def _keys(site: Site, listed: str) -> Finding:
     with viewed(site.hsm.hsm) as token:
-        private = [bytes(it[Attribute.ID]) for it in token.objects(ObjectClass.PRIVATE_KEY)]
-        public = [bytes(it[Attribute.ID]) for it in token.objects(ObjectClass.PUBLIC_KEY)]
+        private, public = (
+            [bytes(it[Attribute.ID]).decode(errors="replace") for it in token.objects(kind)]
+            for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY)
+        )
         keks = len(token.objects(ObjectClass.SECRET_KEY))
-    ids = sorted(it.decode(errors="replace") for it in private)
-    others = [it for it in ids if it != _AUDIT_KEY]
-    is_right = (
-        len(others) == 1
-        and len(ids) == len(set(ids)) == 2  # noqa: PLR2004 - the CA's and the audit log's
-        and sorted(public) == sorted(private)
-        and keks == 1
-        and all(it in listed for it in ids)
-    )
-    return Finding(
-        "the token holds the CA key, the audit log's key and the KEK, and nothing else",
-        is_right,
-        f"private keys {', '.join(ids)}; {len(public)} public keys, {keks} secret keys"
-        + ("" if is_right else f"; list-keys: {listed}"),
-    )
-
-
-def _no_canary(site: Site) -> Finding:
-    canaries = dict(_canaries(site))
-    texts = dict(_logs(site))
-    found = [
-        f"{what} in {name}"
-        for name, text in texts.items()
-        for what, canary in canaries.items()
-        if canary in text
-    ]
-    return Finding(
-        "no log holds a PIN, a token or a key",
-        not found,
-        _few(found) or f"{len(canaries)} canaries, {len(texts)} logs",
-    )
+    return no_orphans(private, public, keks, listed)
 
 
 def _canaries(site: Site) -> Iterator[tuple[str, str]]:
@@ -217,7 +162,7 @@ def _logs(site: Site) -> Iterator[tuple[str, str]]:
 
 def _no_traceback(site: Site) -> Finding:
     found = [it.log.name for it in site.ours if "Traceback" in it.log.read_text(errors="replace")]
-    return Finding("no log of ours holds a traceback", not found, _few(found) or "none")
+    return Finding("no log of ours holds a traceback", not found, few(found) or "none")
 
 
 def _told(command: Callable[[], str]) -> str:
@@ -225,8 +170,3 @@ def _told(command: Callable[[], str]) -> str:
         return command()
     except DemoError as error:
         return str(error)
-
-
-def _few(items: Sequence[str]) -> str:
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return "; ".join(items[:_SHOWN]) + more

@@ -84,7 +84,7 @@ DRIVERS = {
 }
 """The one module of a package that may import the driver; parts of it are named `<module>_…`."""
 
-_FOR_TESTS = {"tests", "demo", "bench", "pytest", "hypothesis", "unittest"}
+_FOR_TESTS = {"tests", "demo", "bench", "chaos", "pytest", "hypothesis", "unittest"}
 _IO_MODULES = {
     *("aiohttp", "asyncio", "concurrent", "ctypes", "fcntl", "glob", "grpc", "http", "httpx"),
     *("hvac", "io", "kubernetes", "logging", "mmap", "multiprocessing", "pathlib", "pkcs11"),

@@ -9,7 +9,7 @@ import pytest
 
 _ROOT = Path(__file__).parent.parent
 _SHIPPED = ("hsm_plugin", "vault_client", "istiod_ca_bridge", "istio_hsm_installer", "images")
-_ALL = (*_SHIPPED, "bench", "demo", "proto", "scripts", "tests")
+_ALL = (*_SHIPPED, "bench", "chaos", "demo", "proto", "scripts", "tests")
 _NOQA = re.compile(r"#\s*noqa(?::\s*(?P<codes>[A-Z]+[0-9]+(?:,\s*[A-Z]+[0-9]+)*))?(?P<reason>.*)")
 _SECURITY = re.compile(r"S[0-9]{3}")
 _HARMLESS = {
