@@ -119,7 +119,8 @@ def _run(
 def _keep(out: Path, it: site.Site) -> None:
     """Keep the logs, as of a run in which something did not hold."""
     logs = out / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(logs, ignore_errors=True)
+    logs.mkdir(parents=True)
     for process in it.ours:
         shutil.copy(process.log, logs)
     for path in it.ledgers.iterdir():
