@@ -8,6 +8,7 @@ import argparse
 import json
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 
 from chaos import mounts, site
 from chaos.conductor import Conductor
@@ -39,6 +41,7 @@ _DISK = "it needs root, to mount a small file system"
 def main() -> int:
     """Return the exit code."""
     options = _options()
+    signal.signal(signal.SIGTERM, _interrupt)
     is_root = mounts.is_isolated()
     skipped = {} if is_root else {Fault.DISK_FULL: _DISK}
     faults = [it for it in options.only or Fault if it not in skipped]
@@ -48,6 +51,9 @@ def main() -> int:
     try:
         with _folders(is_root, options.minutes) as folders:
             findings = _run(options, faults, skipped, *folders)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; all processes were ended and all files removed\n")
+        return 130
     except (ChaosError, DemoError, ChildError, KubeBinariesError, RuntimeError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -140,11 +146,15 @@ def _folders(is_root: bool, minutes: float) -> Iterator[tuple[Path, Path, Path]]
         if is_root and not mounts.mount_memory(ledgers, size):
             raise ChaosError(f"cannot mount a file system on {ledgers}")
         yield folder, memory, ledgers
+    finally:
         if is_root:
             mounts.unmount(ledgers)
-    finally:
         shutil.rmtree(memory, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _options() -> argparse.Namespace:

@@ -11,6 +11,7 @@ from chaos.faults import Fault
 from chaos.schedule import Blow
 from chaos.site import CHAIN_SECRET, NAMESPACE, ROOT_KEY, ROOT_MAP, WORKLOADS, Site
 from chaos.supervisor import Supervised
+from chaos.waiting import wait_until
 from tests.integration.istiod_ca_bridge import harness
 from tests.support import pki
 from tests.support.faults import ON_THE_TOKEN, Ckr, FaultyHsm
@@ -39,9 +40,9 @@ def _bridge(site: Site, blow: Blow) -> Supervised:
     return site.bridges[blow.replica % len(site.bridges)]
 
 
-def _leader(site: Site, blow: Blow) -> Supervised:
-    found = site.leader()
-    return _bridge(site, blow) if found is None else site.bridges[found]
+def _leader(site: Site, _blow: Blow) -> Supervised:
+    wait_until(lambda: site.leader() is not None, lambda: "a leader")
+    return site.bridges[site.leader() or 0]
 
 
 def _sends(number: signal.Signals, to: Callable[[Site, Blow], Supervised]) -> Deed:
