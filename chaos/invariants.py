@@ -3,11 +3,18 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from chaos.faults import Fault
 from chaos.report import Finding
 from chaos.supervisor import Exit
 
 AUDIT_KEY = "audit-checkpoint"
 _SHOWN = 5
+_EVENTS = {
+    Fault.CHAIN_SPOILT: "Refused",
+    Fault.CHAIN_FOREIGN: "Refused",
+    Fault.KEY_RECORD_DELETED: "KeySecretRestored",
+}
+"""The reason of the Event that tells an operator."""
 
 
 def logged_once(logged: Iterable[str], got: Iterable[str]) -> Finding:
@@ -74,6 +81,18 @@ def ended_by_chaos(exits: Sequence[Exit]) -> Finding:
         "no process ends that chaos did not end",
         not own,
         few(own) or f"{len(exits)} ends, all by chaos",
+    )
+
+
+def told_in_events(struck: Iterable[Fault], reasons: Iterable[str]) -> Finding:
+    """Hold the Events of the bridge's namespace against what was done to its Secrets."""
+    seen = set(reasons)
+    expected = {it: _EVENTS[it] for it in set(struck) if it in _EVENTS}
+    missing = [f"{it.title}: no {reason}" for it, reason in expected.items() if reason not in seen]
+    return Finding(
+        "what was done to the bridge's Secrets is told in Kubernetes Events",
+        not missing,
+        few(missing) or ", ".join(sorted(set(expected.values()))) or "nothing was done to them",
     )
 
 

@@ -134,6 +134,11 @@ class Site:
         name = holder.rpartition("_")[0]
         return names.index(name) if name in names else None
 
+    def event_reasons(self) -> set[str]:
+        """Return the reasons of the bridge's Events."""
+        listed = client.EventsV1Api(self.kube.admin_client()).list_namespaced_event(NAMESPACE)
+        return {event.reason or "" for event in listed.items}
+
     def write_chain(self, chain: bytes) -> None:
         """Write istio-ca-cert, whatever was there."""
         data = {CHAIN_KEY: base64.b64encode(chain).decode()}

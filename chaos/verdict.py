@@ -15,6 +15,7 @@ from chaos.invariants import (
     logged_once,
     no_canary,
     no_orphans,
+    told_in_events,
 )
 from chaos.report import Finding
 from chaos.sidecars import Tally
@@ -32,6 +33,8 @@ def judge(site: Site, conductor: Conductor, tally: Tally) -> list[Finding]:
     findings = [_recovered(conductor), _none_lost(tally), _all_right(tally)]
     listed = _told(lambda: run([program("hsm-plugin"), "list-keys"], {"SOCKET": str(site.socket)}))
     findings.append(_flat(conductor.at_rest))
+    struck = [blow.fault for outcome in conductor.outcomes for blow in outcome.blows]
+    findings.append(told_in_events(struck, site.event_reasons()))
     codes = {bridge.name: bridge.stop() for bridge in site.bridges}
     audit_key = site.folder / "audit-key.pem"
     told_key = _told(

@@ -1,5 +1,6 @@
 """Each invariant sees the fault that it is there for."""
 
+from chaos.faults import Fault
 from chaos.invariants import (
     AUDIT_KEY,
     ended_by_chaos,
@@ -7,6 +8,7 @@ from chaos.invariants import (
     logged_once,
     no_canary,
     no_orphans,
+    told_in_events,
 )
 from chaos.supervisor import Exit
 
@@ -68,3 +70,11 @@ def test_an_end_that_nobody_asked_for_is_named() -> None:
 def test_an_exit_code_after_sigterm_is_named() -> None:
     assert ended_in_order({"bridge-1": 0}).holds
     assert ended_in_order({"bridge-1": 0, "plugin": 1}).told == "plugin: 1"
+
+
+def test_a_fault_of_a_secret_that_no_event_tells_is_named() -> None:
+    struck = [Fault.CHAIN_SPOILT, Fault.PLUGIN_KILLED]
+    assert told_in_events(struck, ["Refused", "Serving"]).holds
+    finding = told_in_events(struck, ["Serving"])
+    assert not finding.holds
+    assert finding.told == f"{Fault.CHAIN_SPOILT.title}: no Refused"
