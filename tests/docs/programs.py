@@ -12,6 +12,7 @@ import typer.core
 import typer.main
 
 import bench.__main__
+import chaos.__main__
 import hsm_plugin.cli
 import istiod_ca_bridge.cli
 import vault_client.__main__
@@ -86,6 +87,10 @@ def _installer(arguments: Sequence[str]) -> None:
 
 
 def _python(arguments: Sequence[str]) -> None:
+    if arguments[:2] == ["-m", "chaos"]:
+        with mock.patch.object(sys, "argv", ["chaos", *arguments[2:]]):
+            _argparse(lambda _: chaos.__main__._options())(arguments)
+            return
     if arguments[:2] == ["-m", "bench"]:
         with mock.patch.object(sys, "argv", ["bench", *arguments[2:]]):
             _argparse(lambda _: bench.__main__._options())(arguments)

@@ -10,6 +10,7 @@ import pytest
 import typer.main
 
 import bench.__main__
+import chaos.__main__
 import hsm_plugin.cli
 import istiod_ca_bridge.cli
 import vault_client.__main__
@@ -170,7 +171,8 @@ def test_each_flag_in_a_sentence_is_of_one_of_our_programs() -> None:
         vault_client.__main__._parser,
     ):
         known |= {flag for parser in parsers(make()) for flag in flags(parser)}
-    known |= set(re.findall(r'"(--[a-z-]+)"', Path(bench.__main__.__file__).read_text()))
+    for file in (bench.__main__.__file__, chaos.__main__.__file__):
+        known |= set(re.findall(r'"(--[a-z-]+)"', Path(file).read_text()))
     unknown = {
         f"{one.name}: {flag}"
         for one in pages()
