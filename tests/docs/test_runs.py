@@ -32,13 +32,15 @@ RUNS = {
 """The runs: each has a test below. README.fr.md's is README.md's, word for word."""
 
 ONLY_PARSED = {
+    "docs/being-seen.md": "tests/integration/hsm_plugin runs audit, doctor and bench on their own",
     "docs/ca-bridge.md": "tests/integration/istiod_ca_bridge runs its commands on their own",
     "docs/deploy.md": "tests/e2e/test_manifests.py applies what it applies",
     "docs/keys.md": "tests/integration/hsm_plugin rotates and destroys keys",
     "docs/images.md": "tests/images builds them",
     "docs/luna.md": "nobody here has a Luna",
     "docs/migration.md": "tests/integration/hsm_plugin/test_interop.py, on the reference's token",
-    "docs/tuning.md": "measurements, which tests do not repeat",
+    "docs/performance.md": "measurements, which tests do not repeat",
+    "docs/tuning.md": "as above",
     "docs/vault-client.md": "tests/integration/vault_client starts it each way",
 }
 """Pages whose commands are parsed by their programs and run by nobody here, and why that is so."""
@@ -128,6 +130,7 @@ def test_a_statement_that_fails_is_named_and_ends_the_run(sandbox: Sandbox) -> N
     assert not (sandbox.folder / "reached").exists()
 
 
+@pytest.mark.timeout(300)
 def test_the_demo_of_the_readme() -> None:
     [block] = blocks_of("README.md", "demo")
     assert [one.text for one in blocks_of("README.fr.md", "demo")] == [block.text]
@@ -143,6 +146,7 @@ def test_the_demo_of_the_readme() -> None:
     assert "OK" in ran.stdout
 
 
+@pytest.mark.timeout(300)
 def test_the_first_block_of_the_plugins_page(
     sandbox: Sandbox, hsm: SoftHsm, tmp_path: Path
 ) -> None:
@@ -150,7 +154,9 @@ def test_the_first_block_of_the_plugins_page(
     operator.write_root(sandbox.folder, root)
     ca = pki.intermediate(root)
     (sandbox.folder / "cert-chain.pem").write_bytes(ca.pem + root.pem)
-    (sandbox.folder / "pin").write_text(operator.pin_of(hsm))
+    pin = sandbox.folder / "pin"
+    pin.write_text(operator.pin_of(hsm))
+    pin.chmod(0o400)
     with plugins.running(hsm, tmp_path / "before") as plugin:
         write_encrypted_csr(plugin, pki.request("mesh"), sandbox.folder / "encrypted_csr.json")
     told = sandbox.run(blocks_of("docs/hsm-plugin.md", "run"))
@@ -159,7 +165,7 @@ def test_the_first_block_of_the_plugins_page(
     assert (sandbox.folder / "csr.pem").read_text().startswith("-----BEGIN CERTIFICATE REQUEST")
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_the_ceremony_of_the_installers_page(
     sandbox: Sandbox, hsm: SoftHsm, tmp_path: Path, cluster: KubeCluster
 ) -> None:
