@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import ca, ca_steps, charts, client, herd, plugin, plugin_front, target, vault_client
+from bench import ca, ca_steps, client, herd, plugin, plugin_front, target, vault_client
 
 _OBJECTS = (1, 10, 100, 1_000, 10_000)
 
@@ -55,6 +55,8 @@ def main() -> int:
             sys.stderr.write(f" {time.perf_counter() - started:.0f} s\n")
     document = json.dumps(results, indent=2) + "\n"
     (options.out / "results.json").write_text(document)
+    from bench import charts  # noqa: PLC0415 - pygal changes how every later import is looked up
+
     for path in charts.draw(json.loads(document), options.out):
         sys.stderr.write(f"wrote {path}\n")
     sys.stdout.write(document)

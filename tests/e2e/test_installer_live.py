@@ -1,7 +1,6 @@
 """verify --live and status beside a bridge that serves with a key in a real token."""
 
 import base64
-import json
 import os
 import secrets
 import shlex
@@ -136,6 +135,12 @@ def test_a_stale_bundle_of_the_webhook_and_another_vault_ca_are_told(live: LiveS
         live.core.patch_namespaced_config_map("vault-tls-cert", live.namespace, mended)
 
 
+def conditions(live: LiveSite) -> dict[str, str]:
+    """Return what `status` shows of the CA's conditions: type -> status."""
+    shown = live.run("status").document["conditions"]
+    return {condition["name"]: condition["status"] for condition in shown}
+
+
 def test_status_says_where_it_stands_and_what_is_next(live: LiveSite) -> None:
     shown = live.run("status").document
     assert shown["key"]["place"] == "resident"
@@ -147,15 +152,15 @@ def test_status_says_where_it_stands_and_what_is_next(live: LiveSite) -> None:
     live.site.kube.create_pod(
         live.namespace, "bridge-0", labels={"app.kubernetes.io/name": "istiod-ca-bridge"}
     )
-    live.config_map(
-        "istio-hsm-ca-status",
-        {"conditions": json.dumps([{"type": "Serving", "status": "True", "reason": "Issued"}])},
+    live.site.bridge.wait_until(
+        lambda: conditions(live).get("Ready") == "True",
+        "the condition Ready, as the bridge tells it",
     )
     shown = live.run("status").document
+    assert conditions(live)["ChainAccepted"] == "True"
     assert shown["is_installed"]
     assert shown["pods"][0]["name"] == "pod bridge-0"
     assert shown["pods"][0]["said"].startswith("0/1")
-    assert {"name": "Serving", "status": "True", "said": "Issued"} in shown["conditions"]
     assert shown["next"]["why"].startswith("Vault: Vault at https://127.0.0.1:1 cannot be reached")
     text = live.run("status", output="text").out
     assert "resident in the HSM" in text

@@ -45,6 +45,8 @@ _COLLECTIONS = {
 _SOURCES = (
     "hsm_plugin/config.py",
     "hsm_plugin/cli.py",
+    "hsm_plugin/token_options.py",
+    "hsm_plugin/audit_options.py",
     "vault_client/config.py",
     "istiod_ca_bridge/config.py",
 )

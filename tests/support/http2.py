@@ -36,6 +36,8 @@ class Connection:
     socket: socket.socket
     settings: dict[int, int] = field(default_factory=dict)
     seen: Counter[Frame] = field(default_factory=Counter)
+    is_deaf: bool = False
+    """The server takes no more bytes."""
     is_closed: bool = False
     goaway: int | None = None
     """The error code of the server's GOAWAY."""
@@ -46,11 +48,13 @@ class Connection:
         self.send_raw(frame(kind, stream, payload, flags))
 
     def send_raw(self, data: bytes) -> None:
-        """Send bytes; nothing once the server has hung up."""
+        """Send bytes; nothing once the server takes none. What it said before is still read."""
+        if self.is_deaf:
+            return
         try:
             self.socket.sendall(data)
         except OSError:
-            self.is_closed = True
+            self.is_deaf = True
 
     def open_stream(self, stream: int, method: str, *headers: tuple[str, str]) -> None:
         """Open a call and send no message."""
