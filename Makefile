@@ -21,7 +21,7 @@ screens: ## the pictures of docs/screens, from the real commands
 
 test: ## every test, on real servers
 	@scripts/setup.sh $(TEST_PACKAGES)
-	@$(PY) -m pytest -n auto --dist loadgroup
+	@$(PY) -m pytest -n auto --dist loadfile
 
 lint: setup ## formatting, lint, types, stubs
 	@$(PY) -m ruff format --check .

@@ -23,13 +23,6 @@ _BINARIES = pytest.StashKey[KubeBinaries | KubeBinariesError]()
 _CLUSTER = pytest.StashKey[KubeCluster]()
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep what shares servers on one worker: a file, and all tests of the images."""
-    path = Path(item.path)
-    group = _IMAGES if _IMAGES in path.parts else str(path.relative_to(item.config.rootpath))
-    item.add_marker(pytest.mark.xdist_group(group.replace("/", ".")))
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the images, for they take longest."""
     items.sort(key=lambda item: _IMAGES not in Path(item.path).parts)
