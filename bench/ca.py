@@ -13,7 +13,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from bench.cost import cpu_seconds
-from bench.h2load import Call, load, median_of
+from bench.h2load import Call, load
+from bench.load import median_of
 from istio_hsm_proto import istio_ca_pb2 as ca
 from tests.integration.istiod_ca_bridge import harness
 from tests.support import softhsm

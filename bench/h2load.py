@@ -5,7 +5,6 @@ no body, so the bytes that came back are compared with those of a call that went
 """
 
 import re
-import statistics
 import struct
 import subprocess
 import tempfile
@@ -13,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+
+from bench.load import Load
 
 _CONNECT_SECONDS = 10.0
 _TOLERANCE = 0.03
@@ -33,15 +34,6 @@ class Call:
     """`/package.Service/Method`."""
     request: bytes = field(repr=False)
     metadata: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What a load gave."""
-
-    per_second: float
-    p50_ms: float
-    p99_ms: float
 
 
 def answer_of(target: str, call: Call) -> bytes:
@@ -95,12 +87,3 @@ def _check(output: str, expected: int, call: Call) -> None:
             f"{call.method}: of {total} calls {failed} failed, and the answers have "
             f"{share:.0%} of the bytes that they should have"
         )
-
-
-def median_of(runs: list[Load]) -> Load:
-    """Return the medians, figure by figure."""
-    return Load(
-        per_second=statistics.median(run.per_second for run in runs),
-        p50_ms=statistics.median(run.p50_ms for run in runs),
-        p99_ms=statistics.median(run.p99_ms for run in runs),
-    )

@@ -14,7 +14,8 @@ import grpc
 
 from bench import plugin_calls
 from bench.cost import cpu_seconds
-from bench.h2load import Call, Load, answer_of, load, median_of
+from bench.h2load import Call, answer_of, load
+from bench.load import Load, median_of
 from bench.plugin_calls import ECHO, LOAD_SKEY, SIGN_P256, SIGN_RSA
 from istio_hsm_proto import kms_istio_v1_pb2_grpc as kms_grpc
 from istio_hsm_proto import signing_v1_pb2_grpc as signing_grpc

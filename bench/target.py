@@ -3,7 +3,8 @@
 import grpc
 
 from bench import plugin_calls
-from bench.h2load import load, median_of
+from bench.h2load import load
+from bench.load import median_of
 from istio_hsm_proto import kms_istio_v1_pb2_grpc as kms_grpc
 
 _RUNS = 3

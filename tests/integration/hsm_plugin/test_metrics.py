@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from istio_hsm_proto import kms_istio_v1_pb2 as kms
 from istio_hsm_proto import signing_v1_pb2 as signing
 from tests.support import pki, softhsm
 from tests.support import plugin as plugins
+from tests.support.openbao import free_port
 from tests.support.plugin import Plugin
 
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -59,13 +59,6 @@ class Site:
             for (found, told), value in self.figures().items()
             if found == name and "token" in dict(told) and labels.items() <= set(told)
         ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")
