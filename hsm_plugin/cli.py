@@ -5,7 +5,6 @@ was found that should not be (`audit verify`, `doctor`).
 """
 
 import argparse
-import asyncio
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,8 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 from hsm_plugin import (
     audit_options,
@@ -70,7 +71,7 @@ def _serve(options: argparse.Namespace) -> int:
         )
     core_dumps.forbid()  # one would hold keys
     log.setup(as_json=_log_as_json(options))
-    asyncio.run(
+    uvloop.run(
         serve(
             config.serve_config(
                 socket=options.socket,

@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import uvloop
+
 from istiod_ca_bridge.ca_key import KeyMode
 from istiod_ca_bridge.config import Config, read_config, read_health_address
 from istiod_ca_bridge.errors import BridgeError, ConfigError
@@ -108,7 +110,7 @@ def run(arguments: Sequence[str]) -> int:
         elif command == "rotation":
             sys.stdout.write(asyncio.run(_rotation(read_config(), options)) + "\n")
         else:
-            asyncio.run(_serve(read_config()))
+            uvloop.run(_serve(read_config()))
     except BridgeError as error:
         return _fail(error)
     except BaseExceptionGroup as group:
