@@ -4,10 +4,13 @@ By token (a JWKS file judges it, so no API server shares the cores) and by clien
 over one TLS connection that HAProxy makes for the load client.
 """
 
+import statistics
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -17,12 +20,13 @@ from bench.h2load import Call, load
 from bench.load import median_of
 from istio_hsm_proto import istio_ca_pb2 as ca
 from tests.integration.istiod_ca_bridge import harness
-from tests.support import softhsm
+from tests.support import pki, softhsm
 from tests.support.plugin import Plugin, running
 
 RUNS = 3
 SECONDS = 3.0
 CONCURRENCIES = (8, 16, 64)
+BUSIEST = CONCURRENCIES[-1]
 ALGORITHMS = ("rsa-2048", "ecdsa-p256")
 _METHOD = (
     f"/{ca.DESCRIPTOR.services_by_name['IstioCertificateService'].full_name}/CreateCertificate"
@@ -56,9 +60,63 @@ def rates(folder: Path) -> Figures:
     return {algorithm: _rates(folder / algorithm, algorithm) for algorithm in ALGORITHMS}
 
 
-def _rates(folder: Path, algorithm: str) -> dict[str, dict[str, dict[str, float]]]:
+def side_by_side(folder: Path) -> dict[str, dict[str, float]]:
+    """Return certificates a second by client certificate, of one bridge and of two on one plugin.
+
+    For each algorithm; `BUSIEST` calls at once in all.
+    """
+    return {algorithm: _side_by_side(folder / algorithm, algorithm) for algorithm in ALGORITHMS}
+
+
+def _side_by_side(folder: Path, algorithm: str) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    with _plugin(folder) as plugin:
+        root = _imported_root(plugin)
+        with (
+            _site(folder / "first", plugin, root, algorithm) as first,
+            _site(folder / "second", plugin, root, algorithm) as second,
+        ):
+            both = (first.ways["certificate"], second.ways["certificate"])
+            for _ in range(RUNS):
+                for count in (1, 2):
+                    rate = _total_rate(both[:count], BUSIEST // count)
+                    found.setdefault(f"{count} at work", []).append(rate)
+    return {name: round(statistics.median(rates)) for name, rates in found.items()}
+
+
+def _total_rate(targets: Sequence[tuple[str, Call]], concurrent: int) -> float:
+    with ThreadPoolExecutor(len(targets)) as pool:
+        runs = [
+            pool.submit(load, target, call, concurrent=concurrent, seconds=SECONDS)
+            for target, call in targets
+        ]
+    return sum(run.result().per_second for run in runs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Site:
+    bridge: harness.Bridge
+    ways: Mapping[str, tuple[str, Call]]
+    """Target and call, by how the caller proves itself."""
+
+
+@contextmanager
+def _plugin(folder: Path) -> Iterator[Plugin]:
     folder.mkdir()
-    hsm = softhsm.make_token(folder / "hsm")
+    with running(softhsm.make_token(folder / "hsm"), folder / "plugin") as plugin:
+        yield plugin
+
+
+def _imported_root(plugin: Plugin) -> pki.Issued:
+    root = harness.strict_root()
+    harness.prepare(plugin, root)
+    return root
+
+
+@contextmanager
+def _site(folder: Path, plugin: Plugin, root: pki.Issued, algorithm: str) -> Iterator[_Site]:
+    """Yield a bridge that serves, and the ways to it."""
+    folder.mkdir()
     tokens = harness.token_issuer()
     (folder / "jwks.json").write_text(tokens.jwks())
     settings = {
@@ -66,23 +124,29 @@ def _rates(folder: Path, algorithm: str) -> dict[str, dict[str, dict[str, float]
         "TOKEN_ISSUER": harness.ISSUER,
         "CA_KEY_ALGORITHM": algorithm,
     }
-    with running(hsm, folder / "plugin") as plugin:
-        root = harness.strict_root()
-        harness.prepare(plugin, root)
-        with harness.running_bridge(folder, plugin.socket, settings) as bridge:
-            harness.bring_to_serving(bridge, plugin, root)
-            token = tokens.token()
-            client = harness.create_certificate(bridge, token=token)
-            with _tunnel(bridge, folder, None) as plain, _tunnel(bridge, folder, client) as mutual:
-                ways = {
+    with harness.running_bridge(folder, plugin.socket, settings) as bridge:
+        harness.bring_to_serving(bridge, plugin, root)
+        token = tokens.token()
+        client = harness.create_certificate(bridge, token=token)
+        with _tunnel(bridge, folder, None) as plain, _tunnel(bridge, folder, client) as mutual:
+            yield _Site(
+                bridge,
+                {
                     "empty": (plain, _HEALTH),
                     "token": (plain, _call(("authorization", f"Bearer {token}"))),
                     "certificate": (mutual, _call()),
-                }
-                return {
-                    way: _by_concurrency(target, call, bridge, plugin)
-                    for way, (target, call) in ways.items()
-                }
+                },
+            )
+
+
+def _rates(folder: Path, algorithm: str) -> dict[str, dict[str, dict[str, float]]]:
+    with _plugin(folder) as plugin:
+        root = _imported_root(plugin)
+        with _site(folder / "site", plugin, root, algorithm) as site:
+            return {
+                way: _by_concurrency(target, call, site.bridge, plugin)
+                for way, (target, call) in site.ways.items()
+            }
 
 
 def _by_concurrency(

@@ -1,9 +1,13 @@
-"""An empty gRPC server on a Unix socket: the ceiling that the interpreter sets."""
+"""An empty gRPC server on a Unix socket: the ceiling that the interpreter sets.
+
+Arguments: the socket, and whose event loop it runs on, `asyncio` or `uvloop`.
+"""
 
 import asyncio
 import sys
 
 import grpc
+import uvloop
 
 METHOD = "/bench.Echo/Call"
 
@@ -23,4 +27,5 @@ async def _serve(socket: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(sys.argv[1]))
+    run = {"asyncio": asyncio.run, "uvloop": uvloop.run}[sys.argv[2]]
+    run(_serve(sys.argv[1]))

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -16,7 +17,7 @@ from bench import plugin_calls
 from bench.cost import cpu_seconds
 from bench.h2load import Call, answer_of, load
 from bench.load import Load, median_of
-from bench.plugin_calls import ECHO, LOAD_SKEY, SIGN_P256, SIGN_RSA
+from bench.plugin_calls import ECHO, ECHO_UVLOOP, LOAD_SKEY, SIGN_P256, SIGN_RSA
 from istio_hsm_proto import kms_istio_v1_pb2_grpc as kms_grpc
 from istio_hsm_proto import signing_v1_pb2_grpc as signing_grpc
 from tests.support.faults import FaultyHsm, make_faulty
@@ -41,56 +42,78 @@ Figures = dict[str, object]
 def raw(folder: Path) -> dict[str, dict[str, float]]:
     """Return operations a second of the bare token, by kind and number of threads."""
     hsm = make_token(folder / "raw-hsm")
-    output = subprocess.run(
-        [
-            *(sys.executable, "-m", "bench.raw_token"),
-            *(hsm.module, hsm.label, str(hsm.pin_file), str(folder)),
-        ],
-        env=os.environ | {"SOFTHSM2_CONF": str(hsm.config)},
-        capture_output=True,
-        check=True,
-    ).stdout
-    rates: dict[str, dict[str, float]] = json.loads(output)
+    arguments = (hsm.module, hsm.label, str(hsm.pin_file), str(folder))
+    rates: dict[str, dict[str, float]] = {}
+    for program in ("bench.raw_token", "bench.raw_python_pkcs11"):
+        output = subprocess.run(
+            [sys.executable, "-m", program, *arguments],
+            env=os.environ | {"SOFTHSM2_CONF": str(hsm.config)},
+            capture_output=True,
+            check=True,
+        ).stdout
+        rates |= json.loads(output)
     return rates
 
 
 def rates(folder: Path) -> Figures:
-    """Return every call at 16 at once and alone, beside the echo; all in turn, several times.
+    """Return every call at 16 at once and alone, each beside an echo of its own request.
 
-    `cpu_us`: processor time of the serving processes for a call, in microseconds.
+    The echo is an empty server as one writes it, on asyncio's event loop; another one runs on the
+    plugin's. `cpu_us`: processor time of the serving processes for a call, in microseconds.
     """
-    with _plugin(folder, "rates") as (plugin, calls), _echo(folder) as (echo, echo_pid):
-        runs: dict[str, list[tuple[Load, Load, float]]] = {}
+    with (
+        _plugin(folder, "rates") as (plugin, calls),
+        _echo(folder) as echo,
+        _echo(folder, "uvloop") as echo_uvloop,
+    ):
+        served = _Server(_target(plugin), plugin.pid)
+        runs: dict[str, list[tuple[_Run, _Run]]] = {}
         for _ in range(RUNS):
-            for name, call in {ECHO: plugin_calls.echo_call(), **calls}.items():
-                target = echo if name == ECHO else _target(plugin)
-                pid = echo_pid if name == ECHO else plugin.pid
-                runs.setdefault(name, []).append(_both(target, call, pid))
-    figures = {name: _summary(kept) for name, kept in runs.items()}
-    base = figures[ECHO]
-    for figure in figures.values():
-        figure["of_echo"] = round(figure["per_second"] / base["per_second"], 2)
-        figure["alone_of_echo"] = round(figure["alone_p50_ms"] / base["alone_p50_ms"], 2)
-    return dict(figures)
+            for name, call in calls.items():
+                empty = plugin_calls.echo_call(call.request)
+                runs.setdefault(name, []).append((_both(served, call), _both(echo, empty)))
+            empty = plugin_calls.echo_call()
+            for name, server in ((ECHO, echo), (ECHO_UVLOOP, echo_uvloop)):
+                runs.setdefault(name, []).append((_both(server, empty), _both(echo, empty)))
+    return {name: _summary(kept) for name, kept in runs.items()}
 
 
-def _both(target: str, call: Call, pid: int) -> tuple[Load, Load, float]:
-    alone = load(target, call, concurrent=1, seconds=SECONDS / 2)
-    before = cpu_seconds(pid)
-    together = load(target, call, concurrent=CONCURRENT, seconds=SECONDS)
-    spent = cpu_seconds(pid) - before
-    return together, alone, spent / (together.per_second * SECONDS) * 1e6
+@dataclass(frozen=True, slots=True)
+class _Server:
+    target: str
+    pid: int
 
 
-def _summary(runs: list[tuple[Load, Load, float]]) -> dict[str, float]:
-    together = median_of([run[0] for run in runs])
-    alone = median_of([run[1] for run in runs])
+@dataclass(frozen=True, slots=True)
+class _Run:
+    together: Load
+    alone: Load
+    cpu_us: float
+
+
+def _both(server: _Server, call: Call) -> _Run:
+    alone = load(server.target, call, concurrent=1, seconds=SECONDS / 2)
+    before = cpu_seconds(server.pid)
+    together = load(server.target, call, concurrent=CONCURRENT, seconds=SECONDS)
+    spent = cpu_seconds(server.pid) - before
+    return _Run(together, alone, spent / (together.per_second * SECONDS) * 1e6)
+
+
+def _summary(runs: list[tuple[_Run, _Run]]) -> dict[str, float]:
+    together = median_of([run.together for run, _ in runs])
+    alone = median_of([run.alone for run, _ in runs])
+    echo = median_of([run.together for _, run in runs])
+    echo_alone = median_of([run.alone for _, run in runs])
     return {
         "per_second": round(together.per_second),
         "p50_ms": round(together.p50_ms, 2),
         "p99_ms": round(together.p99_ms, 2),
         "alone_p50_ms": round(alone.p50_ms, 3),
-        "cpu_us": round(sorted(run[2] for run in runs)[len(runs) // 2]),
+        "cpu_us": round(statistics.median(run.cpu_us for run, _ in runs)),
+        "echo_per_second": round(echo.per_second),
+        "echo_alone_p50_ms": round(echo_alone.p50_ms, 3),
+        "of_echo": round(together.per_second / echo.per_second, 2),
+        "alone_of_echo": round(alone.p50_ms / echo_alone.p50_ms, 2),
     }
 
 
@@ -108,8 +131,8 @@ def startup(folder: Path) -> Figures:
 def concurrency(folder: Path) -> Figures:
     """Return calls a second by the number of calls at once."""
     chosen = (plugin_calls.GENERATE_DEK, LOAD_SKEY, SIGN_RSA, SIGN_P256)
-    with _plugin(folder, "concurrency") as (plugin, calls), _echo(folder) as (echo, _):
-        targets = {ECHO: (echo, plugin_calls.echo_call())}
+    with _plugin(folder, "concurrency") as (plugin, calls), _echo(folder) as echo:
+        targets = {ECHO: (echo.target, plugin_calls.echo_call())}
         targets |= {name: (_target(plugin), calls[name]) for name in chosen}
         return {
             name: {
@@ -123,12 +146,12 @@ def concurrency(folder: Path) -> Figures:
 def sizes(folder: Path) -> Figures:
     """Return calls a second by the size of the plaintext, beside an echo of as many bytes."""
     found: dict[str, dict[int, int]] = {ECHO: {}, "AuthenticatedEncrypt": {}}
-    with _plugin(folder, "sizes") as (plugin, _), _echo(folder) as (echo, _pid):
+    with _plugin(folder, "sizes") as (plugin, _), _echo(folder) as echo:
         with plugin.keys() as keys:
             dek = plugin_calls.new_dek(keys)
         for size in SIZES:
             for name, target, call in (
-                (ECHO, echo, plugin_calls.echo_call(b"x" * size)),
+                (ECHO, echo.target, plugin_calls.echo_call(b"x" * size)),
                 ("AuthenticatedEncrypt", _target(plugin), plugin_calls.encrypt_call(dek, size)),
             ):
                 rate = load(target, call, concurrent=CONCURRENT, seconds=1).per_second
@@ -248,16 +271,16 @@ def _target(plugin: Plugin) -> str:
 
 
 @contextmanager
-def _echo(folder: Path) -> Iterator[tuple[str, int]]:
-    """Yield the target of an echo server, and its process id."""
-    socket = folder / "echo.sock"
-    server = subprocess.Popen([sys.executable, "-m", "bench.echo", str(socket)])
+def _echo(folder: Path, loop: str = "asyncio") -> Iterator[_Server]:
+    """Yield an echo server on this event loop."""
+    socket = folder / f"echo-{loop}.sock"
+    server = subprocess.Popen([sys.executable, "-m", "bench.echo", str(socket), loop])
     target = f"unix:{socket}"
     try:
         with grpc.insecure_channel(target) as channel:
             grpc.channel_ready_future(channel).result(timeout=30)
         answer_of(target, plugin_calls.echo_call())
-        yield target, server.pid
+        yield _Server(target, server.pid)
     finally:
         server.terminate()
         server.wait()

@@ -12,6 +12,7 @@ from istio_hsm_proto import signing_v1_pb2_grpc as signing_grpc
 from tests.support import pki
 
 ECHO = "echo"
+ECHO_UVLOOP = "echo on the plugin's event loop"
 SIGN_RSA = "Sign RSA-2048"
 SIGN_P256 = "Sign P-256"
 LOAD_SKEY = "LoadSKey"

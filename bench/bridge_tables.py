@@ -1,17 +1,9 @@
-"""The tables of docs/performance.md about the bridge, written anew from a results.json.
+"""The tables of docs/performance.md about the bridge."""
 
-`python -m bench.ca_report RESULTS-JSON [RESULTS-JSON...] docs/performance.md`: a section is taken
-from the last file that has it.
-"""
-
-import json
 import os
-import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-_BEGIN, _END = "<!-- bridge: begin -->\n", "<!-- bridge: end -->\n"
 _GOALS = {
     ("rsa-2048", "token"): 1000,
     ("ecdsa-p256", "token"): 1500,
@@ -21,22 +13,13 @@ _GOALS = {
 _BUSIEST = "64"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Return the exit code."""
-    *files, page = map(Path, arguments)
-    results: dict[str, Any] = {}
-    for file in files:
-        results |= json.loads(file.read_text())
-    before, _, rest = page.read_text().partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    page.write_text(before + _BEGIN + "\n" + "\n".join(_tables(results)) + "\n" + _END + after)
-    return 0
-
-
-def _tables(results: dict[str, Any]) -> Iterable[str]:
+def tables(results: Mapping[str, Any]) -> Iterable[str]:
+    """Yield the lines of those tables for which there are results."""
     cores = os.cpu_count() or 1
     if "ca" in results:
         yield from _rates(results["ca"], cores)
+    if "ca_replicas" in results:
+        yield from _side_by_side(results["ca_replicas"])
     if "ca_steps" in results:
         yield from _steps(results["ca_steps"])
     if "raw" in results:
@@ -71,6 +54,18 @@ def _rates(found: dict[str, Any], cores: int) -> Iterable[str]:
     yield ""
 
 
+def _side_by_side(found: dict[str, dict[str, float]]) -> Iterable[str]:
+    said = (
+        f"{figures['1 at work']}/s and {figures['2 at work']}/s with a key of {algorithm}"
+        for algorithm, figures in found.items()
+    )
+    yield (
+        "One bridge, and two side by side on the same cores and plugin, by client certificate: "
+        f"{'; '.join(said)}."
+    )
+    yield ""
+
+
 def _steps(found: dict[str, int]) -> Iterable[str]:
     yield from ("| step, alone | processor time |", "|---|---|")
     yield from (f"| {step} | {micros} µs |" for step, micros in found.items())
@@ -95,7 +90,3 @@ def _herd(found: dict[str, Any]) -> Iterable[str]:
         f"{found['bridge_peak_mib']} MiB."
     )
     yield ""
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
