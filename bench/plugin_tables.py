@@ -14,8 +14,6 @@ def tables(results: Mapping[str, Any]) -> Iterable[str]:
         yield from _calls(results["plugin"])
     if "plugin" in results and "raw" in results:
         yield from _beside_the_token(results["plugin"], results["raw"])
-    if "latency" in results:
-        yield from _latency(results["latency"])
     if "startup" in results:
         yield f"From start to serving: {results['startup']['seconds']} s."
         yield ""
@@ -66,12 +64,15 @@ def _beside_the_token(found: Mapping[str, Any], raw: Mapping[str, Any]) -> Itera
     yield ""
 
 
-def _latency(found: Mapping[str, Any]) -> Iterable[str]:
+def sessions(results: Mapping[str, Any]) -> Iterable[str]:
+    """Yield the table of signatures a second by sessions, for each delay of a PKCS#11 call."""
+    if "latency" not in results:
+        return
+    found = results["latency"]
     delays = list(next(iter(found.values())))
-    calls = list(found[next(iter(found))][delays[0]])
-    yield f"| sessions | {' | '.join(f'{call}, {delay}' for call in calls for delay in delays)} |"
-    yield f"|---|{'---|' * (len(calls) * len(delays))}"
-    for sessions, figures in found.items():
-        cells = (str(figures[delay][call]) for call in calls for delay in delays)
-        yield f"| {sessions} | {' | '.join(cells)} |"
+    columns = [(call, delay) for call in (SIGN_P256, SIGN_RSA) for delay in delays]
+    yield f"| `--sessions` | {' | '.join(f'{call}, {delay}' for call, delay in columns)} |"
+    yield f"|---|{'---|' * len(columns)}"
+    for count, figures in found.items():
+        yield f"| {count} | {' | '.join(f'{figures[delay][call]:,}' for call, delay in columns)} |"
     yield ""

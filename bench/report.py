@@ -1,7 +1,7 @@
-"""The tables of docs/performance.md, written anew from what `python -m bench` found.
+"""The tables of docs/performance.md and docs/tuning.md, written from what `python -m bench` found.
 
-`python -m bench.report RESULTS-JSON [RESULTS-JSON...] docs/performance.md`: a section is taken
-from the last file that has it.
+`python -m bench.report RESULTS-JSON [RESULTS-JSON...] PAGE.md [PAGE.md...]`: a section is taken
+from the last file that has it. A table stands between two comments that name it.
 """
 
 import json
@@ -15,32 +15,32 @@ from bench import bridge_tables, plugin_tables
 _TABLES: Mapping[str, Callable[[Mapping[str, Any]], Iterable[str]]] = {
     "plugin": plugin_tables.tables,
     "bridge": bridge_tables.tables,
+    "sessions": plugin_tables.sessions,
 }
-"""By the name in the comments that the page has around them."""
+"""By the name in the comments around them."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Return the exit code."""
-    *files, page = map(Path, arguments)
+    paths = [Path(argument) for argument in arguments]
     results: dict[str, Any] = {}
-    for file in files:
-        results |= json.loads(file.read_text())
-    text = page.read_text()
-    for name, tables in _TABLES.items():
-        lines = list(tables(results))
-        if lines:
-            text = _replaced(text, name, "\n".join(lines))
-    page.write_text(text)
+    for path in paths:
+        if path.suffix == ".json":
+            results |= json.loads(path.read_text())
+    for path in paths:
+        if path.suffix == ".md":
+            path.write_text(_written(path.read_text(), results))
     return 0
 
 
-def _replaced(text: str, name: str, tables: str) -> str:
-    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
-    before, _, rest = text.partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise SystemExit(f"the page has no comments around its tables of the {name}")
-    return f"{before}{begin}\n{tables}\n{end}{after}"
+def _written(page: str, results: Mapping[str, Any]) -> str:
+    for name, tables in _TABLES.items():
+        lines = list(tables(results))
+        before, begin, rest = page.partition(f"<!-- {name}: begin -->\n")
+        _, end, after = rest.partition(f"<!-- {name}: end -->\n")
+        if lines and end:
+            page = "".join((before, begin, "\n", "\n".join(lines), "\n", end, after))
+    return page
 
 
 if __name__ == "__main__":
