@@ -1,8 +1,8 @@
-"""The CA key's keepers, put together from the settings: lifecycle, leader, rotation, status."""
+"""The CA's keepers, put together from the settings: lifecycle, leader, rotation, revocations."""
 
 import secrets
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -21,8 +21,11 @@ from istiod_ca_bridge.kube_root_cert import KubernetesRootCertificates
 from istiod_ca_bridge.kube_status import KubernetesStatus
 from istiod_ca_bridge.leadership import Leadership
 from istiod_ca_bridge.lifecycle import Lifecycle, LifecycleSettings
+from istiod_ca_bridge.list_issuers import ListIssuers
 from istiod_ca_bridge.log import EventLog
 from istiod_ca_bridge.name_constraints import IssuedNames
+from istiod_ca_bridge.revocation_secret import revocation_secret
+from istiod_ca_bridge.revocations import RevocationKeeper
 from istiod_ca_bridge.root_readback import ListedRoots
 from istiod_ca_bridge.rotation_keeper import RotationKeeper
 from istiod_ca_bridge.status_publisher import StatusPublisher
@@ -36,6 +39,8 @@ class WiredCa:
 
     tasks: tuple[Task, ...]
     conditions: Conditions
+    list_issuers: ListIssuers | None = None
+    """The further keys that sign revocation lists, where the CA key can be rotated."""
 
 
 def wire_ca(
@@ -46,8 +51,12 @@ def wire_ca(
     serving: Callable[[], Authority | None],
     clock: Callable[[], datetime],
     log: EventLog,
+    unlisted: Callable[[bytes], str],
 ) -> WiredCa:
-    """Return the tasks to run; `adopt` takes each authority that may serve."""
+    """Return the tasks to run; `adopt` takes each authority that may serve.
+
+    `unlisted` tells which CAs of a chain have no published list of revocations.
+    """
     settings = _settings(config)
     conditions = Conditions(clock)
     if config.store_directory is not None:
@@ -63,10 +72,11 @@ def wire_ca(
         KubernetesLease(cluster, config.namespace), Election(identity, timing), clock, log
     )
     told = KubernetesStatus(cluster, config.namespace, config.pod_name, config.pod_uid)
+    ca_keys = CaKeys(settings.keys, secrets_here, keys, leadership.leads, log)
     rotation = RotationKeeper(
         secrets_here,
         keys,
-        CaKeys(settings.keys, secrets_here, keys, leadership.leads, log),
+        ca_keys,
         ChainCheck(keys, settings.names, clock),
         ListedRoots(KubernetesRootCertificates(cluster)),
         told.reports,
@@ -75,6 +85,7 @@ def wire_ca(
         clock,
         log,
         watches_istiod_tls=config.issue_istiod_tls,
+        unlisted=unlisted,
     )
     lifecycle = Lifecycle(
         settings,
@@ -88,7 +99,31 @@ def wire_ca(
         rotation=rotation,
     )
     status = StatusPublisher(replica, conditions, serving, told, leadership.leads, clock, log)
-    return WiredCa((leadership.run, lifecycle.run, status.run), conditions)
+    issuers = ListIssuers(secrets_here, ca_keys, lambda: rotation.known, clock)
+    return WiredCa((leadership.run, lifecycle.run, status.run), conditions, issuers)
+
+
+def wire_revocations(
+    config: Config,
+    cluster: Cluster | None,
+    ca: WiredCa,
+    serving: Callable[[], Authority | None],
+    publish: Callable[[str], Awaitable[None]],
+    clock: Callable[[], datetime],
+    log: EventLog,
+) -> RevocationKeeper | None:
+    """Return what keeps the revocation lists, where there are any."""
+    if not config.crl:
+        return None
+    return RevocationKeeper(
+        revocation_secret(config, cluster),
+        serving,
+        publish,
+        clock,
+        log,
+        others=ca.list_issuers,
+        conditions=ca.conditions,
+    )
 
 
 def _settings(config: Config) -> LifecycleSettings:

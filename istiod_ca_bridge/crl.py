@@ -14,11 +14,12 @@ from cryptography import x509
 from istiod_ca_bridge import der
 from istiod_ca_bridge.errors import CorruptSecretError, WrongProductError
 from istiod_ca_bridge.issue import Issuer
+from istiod_ca_bridge.policy import CLOCK_SKEW
 
 LIFETIME = timedelta(days=7)
 RENEW_AFTER = LIFETIME / 2
-MAX_REVOCATIONS = 5000
-"""As many as fit into a ConfigMap of each namespace."""
+MAX_REVOCATIONS = 3000
+"""As many as fit into the Secret with two lists of them, which there are during a rotation."""
 
 _VERSION_2 = der.unsigned(1)
 _SERIAL = re.compile(r"[0-9a-f]{1,40}")
@@ -74,7 +75,7 @@ def write_revocations(entries: Iterable[Revocation]) -> bytes:
         {"serial": f"{it.serial:x}", "at": f"{it.at:%FT%TZ}", "reason": it.reason.value}
         for it in sorted(entries, key=lambda it: it.serial)
     ]
-    return json.dumps(record, indent=1).encode() + b"\n"
+    return json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
 
 def why_anew(
@@ -115,7 +116,7 @@ async def make_crl(
         _VERSION_2,
         by.algorithm_identifier,
         by.name,
-        der.time(moment),
+        der.time(moment - CLOCK_SKEW),  # else who is a little late refuses everybody
         der.time(moment + LIFETIME),
     ]
     if revoked:

@@ -92,7 +92,9 @@ class Rotation:
     next_chain: bytes = field(default=b"", repr=False)
     """As it was verified: what is distributed is what is activated."""
 
-    old_roots: bytes = field(default=b"", repr=False)
+    old_chain: bytes = field(default=b"", repr=False)
+    """Of the key that signed before, with all the roots that were trusted."""
+
     old_expires_at: datetime | None = None
     """When the old CA certificate expires, and with it all that it issued."""
 
@@ -112,9 +114,21 @@ class Rotation:
             case Phase.DISTRIBUTE:
                 return self.next_chain
             case Phase.ACTIVATE | Phase.OVERLAP:
-                return self.old_roots
+                return self.old_chain
             case _:
                 return b""
+
+    @property
+    def listed_chains(self) -> tuple[bytes, ...]:
+        """The chains whose keys sign lists of revocations, whichever of them signs leaves."""
+        return (self.next_chain,) if self.phase is Phase.DISTRIBUTE else self.shown_chains
+
+    @property
+    def shown_chains(self) -> tuple[bytes, ...]:
+        """The chains that workloads may show."""
+        if self.phase not in {Phase.ACTIVATE, Phase.OVERLAP}:
+            return ()
+        return (self.next_chain, self.old_chain)
 
     def values(self) -> dict[str, bytes]:
         """Return the Secret's values."""
@@ -129,7 +143,7 @@ class Rotation:
             "wish": self.wish.value,
             "answer": self.answer,
         }
-        blobs = {"next-chain.pem": self.next_chain, "old-roots.pem": self.old_roots}
+        blobs = {"next-chain.pem": self.next_chain, "old-chain.pem": self.old_chain}
         return {key: text.encode() for key, text in texts.items()} | blobs
 
 
@@ -145,6 +159,9 @@ class Facts:
 
     lacking: tuple[str, ...] | None = None
     """Who does not trust both roots yet; None: it is not known."""
+
+    unlisted: str = ""
+    """The CAs of the next chain without a published list of revocations, where there are any."""
 
     served_by_old: tuple[str, ...] = ()
     """What is still served with the old key."""
@@ -202,10 +219,19 @@ def _untrusting(facts: Facts) -> Gate | None:
     if facts.lacking is None:
         return Gate("it is not known whether both roots are in every namespace")
     if not facts.lacking:
-        return None
+        return _unlisted(facts)
     more = len(facts.lacking) - _NAMED
     named = ", ".join(facts.lacking[:_NAMED]) + (f" and {more} more" if more > 0 else "")
     return Gate(f"not both roots are trusted yet by {named}")
+
+
+def _unlisted(facts: Facts) -> Gate | None:
+    if not facts.unlisted:
+        return None
+    return Gate(
+        f"no list of revocations is published of {facts.unlisted}",
+        hint="add it to issuer-crls.pem in the Secret istio-ca-revocations",
+    )
 
 
 def _overlap(rotation: Rotation, facts: Facts) -> Step | Gate:
@@ -236,7 +262,7 @@ def rotation_of(values: Mapping[str, bytes]) -> Rotation:
             distributed_at=_optional(values, "distributed-at", _moment),
             activated_at=_optional(values, "activated-at", _moment),
             next_chain=values.get("next-chain.pem", b""),
-            old_roots=values.get("old-roots.pem", b""),
+            old_chain=values.get("old-chain.pem", b""),
             old_expires_at=_optional(values, "old-expires-at", _moment),
             wish=Wish(_word(values, "wish")),
             answer=_word(values, "answer"),

@@ -70,6 +70,7 @@ class RotationKeeper:
         log: EventLog,
         *,
         watches_istiod_tls: bool = False,
+        unlisted: Callable[[bytes], str] = lambda _: "",
     ) -> None:
         self._store = store
         self._keys = keys
@@ -82,9 +83,15 @@ class RotationKeeper:
         self._clock = clock
         self._log = log
         self._watches_istiod_tls = watches_istiod_tls
+        self._unlisted = unlisted
         self._stored: StoredSecret | None = None
         self._known: Rotation | None = None
         self._bad_looks = 0
+
+    @property
+    def known(self) -> Rotation | None:
+        """The rotation under way, as it was last followed."""
+        return self._known
 
     async def follow(self) -> Rotation | None:
         """Return the rotation that is under way.
@@ -171,6 +178,7 @@ class RotationKeeper:
                     facts,
                     next_chain_fault=await self._fault(following),
                     lacking=await self._lacking(rotation, serving),
+                    unlisted=self._unlisted(rotation.next_chain),
                 )
             case Phase.OVERLAP:
                 return replace(facts, served_by_old=await self._served_by_old(serving))
@@ -249,7 +257,7 @@ class RotationKeeper:
                 wish=Wish.NONE,
                 answer="",
                 activated_at=self._clock(),
-                old_roots=serving.roots_pem.encode(),
+                old_chain=(serving.intermediates_pem + serving.roots_pem).encode(),
                 old_expires_at=serving.not_after,
             )
         assert step in {Step.RETIRE, Step.ABORT}  # noqa: S101 - there is no other

@@ -15,7 +15,7 @@ from istiod_ca_bridge.admission import Admission
 from istiod_ca_bridge.authn import TrustDomain
 from istiod_ca_bridge.authority import Authority, authority
 from istiod_ca_bridge.ca_service import CertificateService, ServiceSettings
-from istiod_ca_bridge.ca_wiring import wire_ca
+from istiod_ca_bridge.ca_wiring import wire_ca, wire_revocations
 from istiod_ca_bridge.config import Config
 from istiod_ca_bridge.errors import BridgeError
 from istiod_ca_bridge.files import replace_file
@@ -38,8 +38,6 @@ from istiod_ca_bridge.metrics_endpoint import metrics_endpoint
 from istiod_ca_bridge.mode_wiring import csr_signer, plug_in_directory
 from istiod_ca_bridge.private_folder import private_folder
 from istiod_ca_bridge.readiness import Readiness
-from istiod_ca_bridge.revocation_secret import revocation_secret
-from istiod_ca_bridge.revocations import RevocationKeeper
 from istiod_ca_bridge.root_cert import CRL
 from istiod_ca_bridge.root_publisher import RootPublisher, crl_publisher
 from istiod_ca_bridge.server_certificate import ServerCertificate, make_server_certificate
@@ -149,19 +147,12 @@ class _Process:
             else None
         )
         self._remotes = remote_clusters(config, self._cluster, clock, self._metrics, log)
-        self._revocations = (
-            RevocationKeeper(
-                revocation_secret(config, self._cluster),
-                lambda: self._served,
-                self._publish_crl,
-                clock,
-                log,
-            )
-            if config.crl
-            else None
-        )
         self._ca = wire_ca(
-            config, self._cluster, keys, self._adopt, lambda: self._served, clock, log
+            *(config, self._cluster, keys, self._adopt, lambda: self._served, clock, log),
+            lambda chain: self._revocations.unlisted(chain) if self._revocations else "",
+        )
+        self._revocations = wire_revocations(
+            config, self._cluster, self._ca, lambda: self._served, self._publish_crl, clock, log
         )
 
     async def run(self, stop: asyncio.Event) -> None:

@@ -37,6 +37,7 @@ DOMAIN = {
             "weak_keys",
             "issuance_chain",
             "crl",
+            "crl_bundle",
             "remote_kubeconfig",
             "name_constraints",
             "conditions",

@@ -9,8 +9,10 @@ import grpc
 import pytest
 from cryptography import x509
 
+from istiod_ca_bridge.crl_bundle import lists_in
 from tests.integration.istiod_ca_bridge import cluster_harness, harness
 from tests.integration.istiod_ca_bridge.cluster_harness import Site
+from tests.support import pki
 from tests.support.kube import KubeCluster
 from tests.support.plugin import program
 
@@ -27,7 +29,19 @@ def site(kube: KubeCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         kube, f"bridge-{secrets.token_hex(4)}", folder, settings
     ) as site:
         cluster_harness.grant_crl(kube, site.namespace)
+        add_the_root_s_list(site)
         yield site
+
+
+def add_the_root_s_list(site: Site) -> None:
+    """Do as an operator does, once it is known that nothing is published without it."""
+    site.bridge.await_log("crl.not_published")
+    assert served(site, site.namespace) is None
+    assert not Path(site.bridge.environment["CRL_FILE"]).exists()
+    text = pki.crl_pem(site.root).decode()
+    site.core.patch_namespaced_secret(
+        "istio-ca-revocations", site.namespace, {"stringData": {"issuer-crls.pem": text}}
+    )
 
 
 def revoke(site: Site, *arguments: str) -> str:
@@ -49,7 +63,9 @@ def served(site: Site, namespace: str) -> x509.CertificateRevocationList | None:
     if not found:
         return None
     assert found[0].data is not None
-    return x509.load_pem_x509_crl(found[0].data["ca-crl.pem"].encode())
+    own, of_the_root = lists_in(found[0].data["ca-crl.pem"].encode())
+    assert of_the_root.issuer == site.root.certificate.subject
+    return own
 
 
 def lists(site: Site, namespace: str, *workloads: harness.Workload) -> bool:
@@ -64,7 +80,7 @@ def openssl_heeds(folder: Path, workload: harness.Workload) -> bool:
     (folder / "ca.pem").write_text("".join(workload.chain[1:]))
     done = subprocess.run(
         [
-            *("openssl", "verify", "-crl_check", "-CRLfile", "ca-crl.pem"),
+            *("openssl", "verify", "-crl_check_all", "-CRLfile", "ca-crl.pem"),
             *("-CAfile", "ca.pem", "-untrusted", "ca.pem", "leaf.pem"),
         ],
         cwd=folder,

@@ -124,6 +124,33 @@ def leaf(issuer: Issued, name: str = "workload") -> Issued:
     return issue(name, issuer)
 
 
+def crl(
+    issuer: Issued,
+    *revoked: int,
+    valid_from: datetime = MOMENT - timedelta(hours=1),
+    valid_until: datetime = MOMENT + timedelta(days=365),
+    extensions: Sequence[tuple[x509.ExtensionType, bool]] = (),
+) -> x509.CertificateRevocationList:
+    """Return a revocation list of serials."""
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(issuer.certificate.subject)
+        .last_update(valid_from)
+        .next_update(valid_until)
+    )
+    for serial in revoked:
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(valid_from)
+        builder = builder.add_revoked_certificate(entry.build())
+    for extension, is_critical in extensions:
+        builder = builder.add_extension(extension, critical=is_critical)
+    return builder.sign(issuer.key, hashes.SHA256())
+
+
+def crl_pem(issuer: Issued, *revoked: int) -> bytes:
+    """Return a sound revocation list in PEM."""
+    return crl(issuer, *revoked).public_bytes(serialization.Encoding.PEM)
+
+
 def with_broken_signature(issued: Issued) -> Issued:
     """Return a twin whose signature has one bit changed."""
     changed = bytearray(issued.der)

@@ -113,6 +113,7 @@ _MAY_RETIRE = rotation(Phase.OVERLAP, wish=Wish.RETIRE, activated=LONG_AFTER)
         (_MAY, replace(READY, lacking=("shop", "bank")), "trusted yet by shop, bank"),
         (_MAY, replace(READY, lacking=tuple("abcdefg")), "a, b, c, d, e and 2 more"),
         (_MAY, replace(READY, next_chain_fault="expired"), "expired"),
+        (_MAY, replace(READY, unlisted='"CN=Next Root"'), 'is published of "CN=Next Root"'),
         (replace(_MAY, distributed_at=NOW - _SOON), READY, "trust the old root only"),
         (replace(_MAY, wish=Wish.NONE), READY, "rotation activate"),
         (replace(_MAY, wish=Wish.RETIRE), READY, "rotation activate"),
@@ -139,7 +140,7 @@ def test_a_record_is_read_as_it_was_written() -> None:
     record = replace(
         rotation(Phase.OVERLAP, wish=Wish.RETIRE, distributed=LONGEST, activated=LONGEST),
         next_chain=b"chain",
-        old_roots=b"roots",
+        old_chain=b"chain and roots",
         answer="why",
         old_expires_at=NOW,
     )

@@ -1,0 +1,115 @@
+"""Real Envoys with the bridge's certificates: who is let in, who is refused, and since when."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.e2e.envoy.conftest import Mesh
+from tests.e2e.envoy.sidecars import SERVER, TRUST_DOMAIN, identity
+from tests.integration.istiod_ca_bridge.harness import Workload
+from tests.support import pki
+from tests.support.envoy import client_sidecar, peer_seen, server_sidecar
+from tests.support.plugin import program
+
+
+def foreign(uri: str, root: pki.Issued, roots: str) -> Workload:
+    """Return a certificate of another CA below the root, for one who trusts the roots."""
+    ca = pki.intermediate(root, "Another CA")
+    name = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
+    key = ec.generate_private_key(ec.SECP256R1())
+    leaf = pki.issue("workload", ca, key=key, extensions=[(name, False)])
+    return Workload(key, (leaf.pem.decode(), ca.pem.decode(), roots))
+
+
+def revoke(mesh: Mesh, workload: Workload) -> None:
+    subprocess.run(
+        [program("istiod-ca-bridge"), "revoke", f"{workload.leaf.serial_number:x}"],
+        env=dict(mesh.bridge.environment),
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+
+
+def test_sidecars_with_the_bridge_s_certificates_speak_mutual_tls_and_others_are_refused(
+    mesh: Mesh, tmp_path: Path
+) -> None:
+    bank, cart = mesh.server(tmp_path), mesh.agent(tmp_path, "cart")
+    with (
+        server_sidecar(tmp_path / "s", bank.files, TRUST_DOMAIN) as server,
+        client_sidecar(tmp_path / "c", cart.files, server, identity(SERVER)) as client,
+    ):
+        assert peer_seen(client) == identity("cart")
+        assert (server.failures(), client.failures()) == ({}, {})
+
+        before = cart.held
+        cart.renew()
+        client.wait_until(lambda: client.serves(cart.held.leaf.serial_number), "the renewed one")
+        assert not client.serves(before.leaf.serial_number)
+        assert peer_seen(client) == identity("cart")
+
+        other_domain = "spiffe://other.domain/ns/shop/sa/cart"
+        for stranger, why in (
+            (foreign(other_domain, mesh.root, cart.roots), "fail_verify_san"),
+            (foreign(identity("cart"), pki.root(), cart.roots), "fail_verify_error"),
+        ):
+            cart.files.certify(stranger)
+            serial = stranger.leaf.serial_number
+            client.wait_until(lambda serial=serial: client.serves(serial), "the stranger")
+            refused = server.failures().get(why, 0)
+            assert peer_seen(client) is None
+            assert server.failures()[why] == refused + 1
+
+
+def test_a_server_that_is_another_workload_is_refused(mesh: Mesh, tmp_path: Path) -> None:
+    thief, cart = mesh.agent(tmp_path, "thief"), mesh.agent(tmp_path, "cart")
+    with (
+        server_sidecar(tmp_path / "s", thief.files, TRUST_DOMAIN) as server,
+        client_sidecar(tmp_path / "c", cart.files, server, identity(SERVER)) as client,
+    ):
+        assert peer_seen(client) is None
+        assert client.failures()["fail_verify_san"] == 1
+
+
+@pytest.mark.timeout(180)
+def test_a_revoked_workload_s_new_connections_are_refused_and_the_others_work(
+    mesh: Mesh, tmp_path: Path
+) -> None:
+    bank, cart, till = (mesh.agent(tmp_path, name) for name in (SERVER, "cart", "till"))
+    with (
+        server_sidecar(tmp_path / "s", bank.files, TRUST_DOMAIN) as server,
+        client_sidecar(tmp_path / "c", cart.files, server, identity(SERVER)) as client,
+        client_sidecar(tmp_path / "t", till.files, server, identity(SERVER)) as other,
+    ):
+        # What Envoy needs: with the issuing CA's list alone it refuses everybody.
+        mesh.bridge.await_log("crl.not_published")
+        assert not mesh.crl.exists()
+        assert peer_seen(client) == identity("cart")
+        ours = mesh.revocations / "ca-crl.pem"
+        bank.files.trust(bank.roots, crl=ours)
+        server.wait_until(lambda: peer_seen(client) is None, "nobody let in")
+
+        # The root's list beside it, none revoked: traffic flows.
+        (mesh.revocations / "issuer-crls.pem").write_bytes(pki.crl_pem(mesh.root))
+        mesh.bridge.wait_until(mesh.crl.exists, "the published lists")
+        for party in (bank, cart, till):
+            party.trust()
+        for envoy, name in ((client, "cart"), (other, "till")):
+            envoy.wait_until(lambda e=envoy, n=name: peer_seen(e) == identity(n), name)
+        for envoy in (client, other):
+            envoy.wait_until(lambda e=envoy: e.updates("ROOTCA") == 2, "the lists at the clients")
+        assert peer_seen(client) == identity("cart")
+
+        # Revoked: the file changes under Envoy, and nobody tells it.
+        revoke(mesh, cart.held)
+        server.wait_until(lambda: peer_seen(client) is None, "the revoked one refused")
+        assert peer_seen(other) == identity("till")
+        cart.hand_over(cart.ask(None))  # by its token it gets another
+        client.wait_until(lambda: peer_seen(client) == identity("cart"), "the new one let in")
+
+        revoke(mesh, bank.held)
+        client.wait_until(lambda: peer_seen(client) is None, "the revoked server refused")
+        assert client.failures()["fail_verify_error"]
