@@ -148,9 +148,7 @@ def server_sidecar(folder: Path, secrets: SecretFiles, trust_domain: str) -> Ite
         "@type": _HTTP,
         "stat_prefix": "inbound",
         "route_config": answer,
-        "http_filters": [
-            {"name": "envoy.filters.http.router", "typed_config": {"@type": _ROUTER}}
-        ],
+        "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {"@type": _ROUTER}}],
     }
     chain = {
         "filters": [
@@ -274,8 +272,7 @@ def _answer(address: str, path: str) -> http.client.HTTPResponse:
     connection = http.client.HTTPConnection(host, int(port), timeout=10)
     try:
         connection.request("GET", path, headers={"Connection": "close"})
-        answer = connection.getresponse()
-        return answer
+        return connection.getresponse()
     finally:
         connection.close()
 

@@ -1,5 +1,6 @@
 """What goes on by itself where workloads run: agents renew, a kubelet mounts, clients call."""
 
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -35,20 +36,26 @@ class Node:
     mounted: str = ""
     _over: threading.Event = field(default_factory=threading.Event)
 
-    def mount(self) -> None:
-        """Have the ConfigMap's revocation lists in the file, replaced whole."""
+    def mount(self) -> int:
+        """Have the ConfigMap's revocation lists in the file, as a kubelet swaps it; return how many."""
         try:
             found = self.core.read_namespaced_config_map("istio-ca-crl", self.namespace)
         except kubernetes.ApiException as error:
             if error.status == _GONE:
-                return
+                return 0
             raise
         text = (found.data or {})["ca-crl.pem"]
         if text != self.mounted:
-            new = self.crl.with_name(".new")
-            new.write_text(text)
-            new.rename(self.crl)
+            folder = self.crl.parent
+            version = Path(tempfile.mkdtemp(prefix="..", dir=folder))
+            (version / self.crl.name).write_text(text)
+            swap = folder / "..data_tmp"
+            swap.symlink_to(version.name)
+            swap.rename(folder / "..data")
+            if not self.crl.is_symlink():
+                self.crl.symlink_to(Path("..data") / self.crl.name)
             self.mounted = text
+        return self.lists
 
     @property
     def lists(self) -> int:

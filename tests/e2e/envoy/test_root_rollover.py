@@ -65,7 +65,7 @@ def test_a_root_is_rolled_over_and_no_handshake_between_envoys_fails(
     crl.parent.mkdir()
     with site_with_lists(kube, namespace, tmp_path / "site") as site:
         node = Node(site.core, namespace, crl)
-        site.wait_until(lambda: node.mount() or node.lists == 2, "both lists")
+        site.wait_until(lambda: node.mount() == 2, "both lists")
         node.agents = [agent(tmp_path / name, asker(site, name), crl) for name in (SERVER, _CLIENT)]
         bank, cart = node.agents
         first = cart.held
