@@ -68,7 +68,8 @@ def pem_of_lists(lists: Iterable[Crl]) -> str:
 def cas_above(chain: Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]:
     """Return the CA, its issuers and the root that ends its path, of a chain with all its roots."""
     path = [entry for entry in chain if entry.subject != entry.issuer]
-    ends = [entry for entry in chain if entry.subject == entry.issuer and _signed(path[-1], entry)]
+    roots = [entry for entry in chain if entry.subject == entry.issuer]
+    ends = [entry for entry in roots if not path or _signed(path[-1], entry)]
     return (*path, *ends[:1])
 
 

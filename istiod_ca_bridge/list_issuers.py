@@ -3,13 +3,14 @@
 Leaves of both are shown in the mesh, and proxies want a list of each one's issuer.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
 from cryptography import x509
 
 from istiod_ca_bridge.ca_key import CaKeys
-from istiod_ca_bridge.errors import CorruptSecretError, KeyServiceNotPreparedError
+from istiod_ca_bridge.der import MALFORMED
+from istiod_ca_bridge.errors import ConfigError, CorruptSecretError, KeyServiceNotPreparedError
 from istiod_ca_bridge.issue import Issuer, issuer
 from istiod_ca_bridge.rotation import Rotation
 from istiod_ca_bridge.signer import Signer, key_der
@@ -34,7 +35,8 @@ class ListIssuers:
         self._keys = keys
         self._rotation = rotation
         self._clock = clock
-        self._found: dict[x509.Certificate, Issuer] = {}
+        self._opened: dict[str, tuple[Mapping[str, bytes], Signer]] = {}
+        """By the Secret's name, what it held and the key of that."""
 
     @property
     def listed(self) -> tuple[Chain, ...]:
@@ -50,16 +52,14 @@ class ListIssuers:
 
     async def issuers(self) -> tuple[Issuer, ...]:
         """Return those of them whose key can be used; KeyServiceUnavailableError for not now."""
-        found: dict[x509.Certificate, Issuer] = {}
-        for ca in (chain[0] for chain in self.listed):
-            by = self._found.get(ca) or await self._issuer(ca)
-            if by is not None:
-                found[ca] = by
-        self._found = found
-        return tuple(found.values())
+        listed = self.listed
+        if not listed:
+            self._opened.clear()  # a sealed key is in memory no longer than it is needed
+        found = [await self._issuer(chain[0]) for chain in listed]
+        return tuple(by for by in found if by is not None)
 
     def _valid(self, chains: Iterable[bytes]) -> tuple[Chain, ...]:
-        found = (tuple(x509.load_pem_x509_certificates(pem)) for pem in chains)
+        found = filter(None, map(_certificates, chains))
         return tuple(it for it in found if self._clock() < it[0].not_valid_after_utc)
 
     async def _issuer(self, ca: x509.Certificate) -> Issuer | None:
@@ -73,8 +73,19 @@ class ListIssuers:
         values = await self._store.read(slot.key)
         if values is None:
             return None
-        try:
-            _, signer = await self._keys.opened(slot, values)
-        except (KeyServiceNotPreparedError, CorruptSecretError):
-            return None
+        before, signer = self._opened.get(slot.key, (None, None))
+        if values != before or signer is None:
+            try:
+                _, signer = await self._keys.opened(slot, values)
+            except (KeyServiceNotPreparedError, CorruptSecretError, ConfigError):
+                return None
+            self._opened[slot.key] = (dict(values), signer)
         return signer
+
+
+def _certificates(pem: bytes) -> Chain:
+    """Return a chain's certificates; none of one that was spoilt by hand."""
+    try:
+        return tuple(x509.load_pem_x509_certificates(pem))
+    except MALFORMED:
+        return ()

@@ -35,6 +35,7 @@ from istiod_ca_bridge.crl_bundle import (
     pem_of_lists,
     without_list,
 )
+from istiod_ca_bridge.der import MALFORMED
 from istiod_ca_bridge.errors import (
     BridgeError,
     CorruptSecretError,
@@ -135,7 +136,10 @@ class RevocationKeeper:
 
     def unlisted(self, chain_pem: bytes) -> str:
         """Return the CAs of a chain that have no list among the published ones; empty for none."""
-        cas = cas_above(x509.load_pem_x509_certificates(chain_pem))
+        try:
+            cas = cas_above(x509.load_pem_x509_certificates(chain_pem))
+        except MALFORMED:
+            return "a chain that cannot be read"
         return _names(without_list(cas, self._published.lists, self._clock()))
 
     async def run(self) -> None:

@@ -1,5 +1,7 @@
 """Whose lists of revocations are signed at each stage of a rotation, wherever the keys lie."""
 
+from dataclasses import replace
+
 from istiod_ca_bridge.ca_key import CaKeys
 from istiod_ca_bridge.list_issuers import ListIssuers
 from istiod_ca_bridge.rotation import Phase
@@ -73,3 +75,25 @@ async def test_a_chain_that_has_expired_needs_no_list() -> None:
     world.now += 1000 * LONG_AFTER
 
     assert await lists(list_issuers(world)) == (0, 0, 0)
+
+
+async def test_a_chain_that_was_spoilt_by_hand_is_left_out() -> None:
+    world = await Rotating.serving()
+    await world.prepare()
+    await world.activate()
+    world.store.secrets[ROTATION_SECRET] = replace(world.record, old_chain=b"spoilt").values()
+
+    assert await lists(list_issuers(world)) == (1, 1, 1)
+
+
+async def test_a_key_is_opened_once_and_again_when_its_secret_has_changed() -> None:
+    world = await Rotating.serving()
+    await world.prepare()
+    found = list_issuers(world)
+    opened = sum("ca_key.ready" in line for line in world.lines)
+    for _ in range(3):
+        await found.issuers()
+    assert sum("ca_key.ready" in line for line in world.lines) == opened + 1
+
+    await world.activate()
+    assert await lists(found) == (2, 2, 2)

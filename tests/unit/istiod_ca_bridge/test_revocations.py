@@ -335,6 +335,7 @@ async def test_nothing_is_published_that_would_have_proxies_refuse_everybody() -
     assert ROOT_LIST in replica.published[0]
     assert over not in replica.published[0]
     assert replica.keeper.unlisted(pem(*path_of(CA.chain))) == ""
+    assert replica.keeper.unlisted(b"spoilt") == "a chain that cannot be read"
 
 
 async def test_what_was_published_stays_when_the_root_s_list_ends_and_that_is_told_before() -> None:
