@@ -83,11 +83,7 @@ def sign(
     now: datetime,
 ) -> x509.Certificate:
     """Return the intermediate CA certificate, checked against the root after signing."""
-    if _fingerprint(root_key.public_key()) != _fingerprint(_public_key(root)):
-        raise InputError(
-            "the root key does not belong to the root certificate",
-            hint="give the pair that was made together",
-        )
+    check_pair(root, root_key)
     _check_root(root, now)
     not_after = min(now + lifetime, root.not_valid_after_utc)
     certificate = (
@@ -101,11 +97,20 @@ def sign(
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_ca_key_usage(), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(request.key), critical=False)
-        .add_extension(_authority_key_identifier(root), critical=False)
-        .sign(root_key, _hash_for(root_key))
+        .add_extension(authority_key_identifier(root), critical=False)
+        .sign(root_key, hash_for(root_key))
     )
     check_chain([certificate, root], request, now=now)
     return certificate
+
+
+def check_pair(root: x509.Certificate, root_key: RootKey) -> None:
+    """Return when the key is the certificate's."""
+    if _fingerprint(root_key.public_key()) != _fingerprint(_public_key(root)):
+        raise InputError(
+            "the root key does not belong to the root certificate",
+            hint="give the pair that was made together",
+        )
 
 
 def make_root(
@@ -130,7 +135,7 @@ def make_root(
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .add_extension(_ca_key_usage(), critical=True)
         .add_extension(identifier, critical=False)
-        .sign(key, _hash_for(key))
+        .sign(key, hash_for(key))
     )
     root.verify_directly_issued_by(root)
     return root
@@ -226,7 +231,8 @@ def _public_key(certificate: x509.Certificate) -> CaKey:
     return key
 
 
-def _authority_key_identifier(root: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+def authority_key_identifier(root: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    """Return how what the root signs names the root's key."""
     try:
         subject_key = root.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     except x509.ExtensionNotFound:
@@ -248,7 +254,8 @@ def _ca_key_usage() -> x509.KeyUsage:
     )
 
 
-def _hash_for(key: RootKey) -> hashes.SHA256 | hashes.SHA384:
+def hash_for(key: RootKey) -> hashes.SHA256 | hashes.SHA384:
+    """Return the hash that a root of this strength signs with."""
     if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP384R1):
         return hashes.SHA384()
     return hashes.SHA256()

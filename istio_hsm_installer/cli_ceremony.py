@@ -1,5 +1,7 @@
 """`istio-hsm ceremony`: the offline root signs istiod's CA request; the chain is delivered."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
@@ -16,6 +18,7 @@ from istio_hsm_installer import (
     custody,
     offline_plugin,
     pkcs11_uri,
+    root_crl,
     screen,
     secret_dir,
     token_key,
@@ -48,6 +51,16 @@ PluginOption = Annotated[str, typer.Option(help="The program hsm-plugin.")]
 RootUriOption = Annotated[
     str, typer.Option(help="The root's key in a token, a PKCS#11 URI (RFC 7512).")
 ]
+
+
+OptionalRootUri = Annotated[
+    str | None, typer.Option(help="The root's key in a token, a PKCS#11 URI (RFC 7512).")
+]
+RootCertOption = Annotated[Path, typer.Option(help="The root certificate, PEM.")]
+RootKeyOption = Annotated[
+    Path | None, typer.Option(help="The offline root's private key, PEM; or --root-pkcs11.")
+]
+PassphraseOption = Annotated[Path | None, typer.Option(help="Holds the root key's passphrase.")]
 
 
 class RootAlgorithm(StrEnum):
@@ -127,43 +140,53 @@ def root(
 @app.command()
 def sign(
     csr: CsrArgument,
-    root_cert: Annotated[Path, typer.Option(help="The root certificate, PEM.")],
+    root_cert: RootCertOption,
     chain: Annotated[Path, typer.Option(help="Where to write cert-chain.pem.")],
-    root_key: Annotated[
-        Path | None, typer.Option(help="The offline root's private key, PEM; or --root-pkcs11.")
-    ] = None,
-    passphrase_file: Annotated[
-        Path | None, typer.Option(help="Holds the root key's passphrase.")
-    ] = None,
-    root_pkcs11: Annotated[
-        str | None, typer.Option(help="The root's key in a token, a PKCS#11 URI (RFC 7512).")
-    ] = None,
+    root_key: RootKeyOption = None,
+    passphrase_file: PassphraseOption = None,
+    root_pkcs11: OptionalRootUri = None,
     plugin_command: PluginOption = "hsm-plugin",
     days: Annotated[int, typer.Option(min=1, max=3650, help="Validity.")] = 365,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Sign a CSR with an offline root, its key in a file or in a token: CA, path length 0."""
-    if (root_key is None) == (root_pkcs11 is None):
-        raise InputError(
-            "where the root's key is must be told once", hint="give --root-key or --root-pkcs11"
-        )
+    _check_told_once(root_key, root_pkcs11)
     request = ceremony.load_request(read_file(csr))
     certificate = ceremony.load_chain(read_file(root_cert))[0]
-    sign_with = partial(
-        ceremony.sign, request, certificate, lifetime=timedelta(days=days), now=datetime.now(UTC)
-    )
-    if root_key is not None:
-        passphrase = None if passphrase_file is None else read_file(passphrase_file).rstrip(b"\r\n")
-        signed = sign_with(ceremony.load_root_key(read_file(root_key), passphrase))
-    else:
-        uri = pkcs11_uri.parse(str(root_pkcs11))
-        with offline_plugin.running(plugin_command, uri) as plugin:
-            _check_in_token(plugin, uri.key_id, certificate)
-            signed = sign_with(
-                token_key.of(certificate.public_key(), partial(plugin.sign_digest, uri.key_id))
-            )
+    with _root_key(certificate, root_key, passphrase_file, root_pkcs11, plugin_command) as key:
+        signed = ceremony.sign(
+            request, certificate, key, lifetime=timedelta(days=days), now=datetime.now(UTC)
+        )
     write_file(chain, ceremony.to_pem([signed, certificate]), mode=0o644)
     screen.show(output, {"chain": str(chain), **_described(signed)})
+
+
+@app.command()
+def crl(
+    root_cert: RootCertOption,
+    out: Annotated[Path, typer.Option(help="Where to write the list.")] = Path("issuer-crls.pem"),
+    revoke: Annotated[
+        list[str] | None, typer.Option(help="The serial of a CA certificate to revoke, in hex.")
+    ] = None,
+    root_key: RootKeyOption = None,
+    passphrase_file: PassphraseOption = None,
+    root_pkcs11: OptionalRootUri = None,
+    plugin_command: PluginOption = "hsm-plugin",
+    days: Annotated[int, typer.Option(min=1, max=3650, help="Until the next list.")] = 1825,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Sign the offline root's revocation list, which a bridge with CA_CRL=true publishes."""
+    _check_told_once(root_key, root_pkcs11)
+    serials = [root_crl.serial_of(text) for text in revoke or ()]
+    certificate = ceremony.load_chain(read_file(root_cert))[0]
+    with _root_key(certificate, root_key, passphrase_file, root_pkcs11, plugin_command) as key:
+        signed = root_crl.make_crl(
+            certificate, key, serials, lifetime=timedelta(days=days), now=datetime.now(UTC)
+        )
+    write_file(out, signed.public_bytes(serialization.Encoding.PEM), mode=0o644)
+    ends = signed.next_update_utc
+    told = {"crl": str(out), "issuer": signed.issuer.rfc4514_string(), "revoked": str(len(signed))}
+    screen.show(output, told | {"next_update": ends.isoformat() if ends else ""})
 
 
 @app.command()
@@ -200,6 +223,32 @@ def submit(
                 cluster, namespace, selector, seconds=wait, tell=screen.tell
             )
     screen.show(output, {"delivered": delivered, **_described(certificates[0])})
+
+
+def _check_told_once(root_key: Path | None, root_pkcs11: str | None) -> None:
+    if (root_key is None) == (root_pkcs11 is None):
+        raise InputError(
+            "where the root's key is must be told once", hint="give --root-key or --root-pkcs11"
+        )
+
+
+@contextmanager
+def _root_key(
+    certificate: x509.Certificate,
+    root_key: Path | None,
+    passphrase_file: Path | None,
+    root_pkcs11: str | None,
+    plugin_command: str,
+) -> Iterator[ceremony.RootKey]:
+    """Hold the root's key, in a file or in a token, for as long as it signs."""
+    if root_key is not None:
+        passphrase = None if passphrase_file is None else read_file(passphrase_file).rstrip(b"\r\n")
+        yield ceremony.load_root_key(read_file(root_key), passphrase)
+        return
+    uri = pkcs11_uri.parse(str(root_pkcs11))
+    with offline_plugin.running(plugin_command, uri) as plugin:
+        _check_in_token(plugin, uri.key_id, certificate)
+        yield token_key.of(certificate.public_key(), partial(plugin.sign_digest, uri.key_id))
 
 
 def _check_in_token(plugin: Plugin, key_id: str, certificate: x509.Certificate) -> None:

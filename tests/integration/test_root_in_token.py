@@ -87,6 +87,30 @@ def test_a_root_is_made_in_the_token_and_signs_there_and_the_pin_is_nowhere(
     (officer.folder / "chain.pem").unlink()
 
 
+def test_a_root_in_the_token_signs_a_revocation_list(officer: Officer) -> None:
+    root, out = officer.folder / "listed.pem", officer.folder / "issuer-crls.pem"
+    assert officer.make_root(root.name, key="root-of-lists").code == 0
+    where = ("--root-cert", str(root), "--out", str(out))
+
+    made = officer.run(
+        "crl", *where, "--revoke", "5F:A3", "--root-pkcs11", officer.uri(key="root-of-lists")
+    )
+    assert made.code == 0, made.err
+    judged = subprocess.run(
+        ["openssl", "crl", "-in", str(out), "-CAfile", str(root), "-noout", "-text"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "verify OK" in judged.stderr
+    assert "5FA3" in judged.stdout
+
+    out.unlink()
+    refused = officer.run("crl", *where, "--root-pkcs11", officer.uri(key="nowhere"))
+    assert refused.code == 1
+    assert not out.exists()
+
+
 def test_a_root_is_not_made_over_another(officer: Officer) -> None:
     (officer.folder / "theirs.pem").write_text("theirs")
     refused = officer.make_root("theirs.pem")

@@ -37,7 +37,7 @@ class Node:
     _over: threading.Event = field(default_factory=threading.Event)
 
     def mount(self) -> int:
-        """Have the ConfigMap's revocation lists in the file, as a kubelet swaps it; return how many."""
+        """Have the ConfigMap's revocation lists in the file, as a kubelet swaps it; how many."""
         try:
             found = self.core.read_namespaced_config_map("istio-ca-crl", self.namespace)
         except kubernetes.ApiException as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tests.e2e.envoy.conftest import Mesh
 from tests.e2e.envoy.sidecars import SERVER, TRUST_DOMAIN, identity
@@ -23,6 +24,22 @@ def foreign(uri: str, root: pki.Issued, roots: str) -> Workload:
     key = ec.generate_private_key(ec.SECP256R1())
     leaf = pki.issue("workload", ca, key=key, extensions=[(name, False)])
     return Workload(key, (leaf.pem.decode(), ca.pem.decode(), roots))
+
+
+def list_of(root: pki.Issued, folder: Path) -> bytes:
+    """Return the root's revocation list, made as an operator makes it."""
+    (folder / "root.pem").write_bytes(root.pem)
+    key = root.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "root.key").write_bytes(key)
+    where = ("--root-cert", "root.pem", "--root-key", "root.key", "--out", "issuer-crls.pem")
+    subprocess.run(
+        [program("istio-hsm"), "ceremony", "crl", *where],
+        cwd=folder,
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    return (folder / "issuer-crls.pem").read_bytes()
 
 
 def revoke(mesh: Mesh, workload: Workload) -> None:
@@ -99,7 +116,7 @@ def test_a_revoked_workload_s_new_connections_are_refused_and_the_others_work(
         server.wait_until(lambda: peer_seen(client) is None, "nobody let in")
 
         # The root's list beside it, none revoked: traffic flows.
-        (mesh.revocations / "issuer-crls.pem").write_bytes(pki.crl_pem(mesh.root))
+        (mesh.revocations / "issuer-crls.pem").write_bytes(list_of(mesh.root, tmp_path))
         mesh.bridge.wait_until(mesh.crl.exists, "the published lists")
         for party in (bank, cart, till):
             party.trust()
