@@ -1,6 +1,10 @@
 """Real Envoys with the bridge's certificates: who is let in, who is refused, and since when."""
 
+import http.client
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +17,7 @@ from tests.e2e.envoy.conftest import Mesh
 from tests.e2e.envoy.sidecars import SERVER, TRUST_DOMAIN, identity
 from tests.integration.istiod_ca_bridge.harness import Workload
 from tests.support import pki
-from tests.support.envoy import Envoy, client_sidecar, peer_seen, server_sidecar
+from tests.support.envoy import TRUST, Envoy, client_sidecar, peer_seen, server_sidecar
 from tests.support.plugin import program
 
 
@@ -42,6 +46,21 @@ def list_of(root: pki.Issued, folder: Path) -> bytes:
     return (folder / "issuer-crls.pem").read_bytes()
 
 
+@contextmanager
+def open_connection(client: Envoy) -> Iterator[http.client.HTTPConnection]:
+    host, _, port = client.address.rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    yield connection
+    connection.close()
+
+
+def is_answered(connection: http.client.HTTPConnection) -> bool:
+    connection.request("GET", "/")
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status == http.HTTPStatus.OK
+
+
 def revoke(mesh: Mesh, workload: Workload) -> None:
     subprocess.run(
         [program("istiod-ca-bridge"), "revoke", f"{workload.leaf.serial_number:x}"],
@@ -54,7 +73,7 @@ def revoke(mesh: Mesh, workload: Workload) -> None:
 
 def updated(envoy: Envoy) -> bool:
     """Tell whether the roots were handed over a second time."""
-    return envoy.updates("ROOTCA") == 2
+    return envoy.updates(TRUST) == 2
 
 
 def test_sidecars_with_the_bridge_s_certificates_speak_mutual_tls_and_others_are_refused(
@@ -107,13 +126,20 @@ def test_a_revoked_workload_s_new_connections_are_refused_and_the_others_work(
         client_sidecar(tmp_path / "c", cart.files, server, identity(SERVER)) as client,
         client_sidecar(tmp_path / "t", till.files, server, identity(SERVER)) as other,
     ):
-        # What Envoy needs: with the issuing CA's list alone it refuses everybody.
+        # What Envoy needs: with the issuing CA's list alone it refuses everybody, also when the
+        # root's has ended.
         mesh.bridge.await_log("crl.not_published")
         assert not mesh.crl.exists()
         assert peer_seen(client) == identity("cart")
-        ours = mesh.revocations / "ca-crl.pem"
-        bank.files.trust(bank.roots, crl=ours)
-        server.wait_until(lambda: peer_seen(client) is None, "nobody let in")
+        ours = (mesh.revocations / "ca-crl.pem").read_bytes()
+        ended = pki.crl(mesh.root, valid_until=pki.MOMENT - timedelta(minutes=1))
+        for number, useless in enumerate((ours, ours + ended.public_bytes(Encoding.PEM))):
+            bank.files.trust(bank.roots)
+            server.wait_until(lambda: peer_seen(client) is not None, "let in without lists")
+            lists = tmp_path / f"useless-{number}.pem"
+            lists.write_bytes(useless)
+            bank.files.trust(bank.roots, crl=lists)
+            server.wait_until(lambda: peer_seen(client) is None, "nobody let in")
 
         # The root's list beside it, none revoked: traffic flows.
         (mesh.revocations / "issuer-crls.pem").write_bytes(list_of(mesh.root, tmp_path))
@@ -127,8 +153,11 @@ def test_a_revoked_workload_s_new_connections_are_refused_and_the_others_work(
         assert peer_seen(client) == identity("cart")
 
         # Revoked: the file changes under Envoy, and nobody tells it.
-        revoke(mesh, cart.held)
-        server.wait_until(lambda: peer_seen(client) is None, "the revoked one refused")
+        with open_connection(client) as connection:
+            assert is_answered(connection)
+            revoke(mesh, cart.held)
+            server.wait_until(lambda: peer_seen(client) is None, "the revoked one refused")
+            assert is_answered(connection)  # what was open stays open
         assert peer_seen(other) == identity("till")
         cart.hand_over(cart.ask(None))  # by its token it gets another
         client.wait_until(lambda: peer_seen(client) == identity("cart"), "the new one let in")
