@@ -177,17 +177,16 @@ class Metrics:
         for each in State:
             self._state.labels(each.value).set(each is state)
 
-    def serves(self, authority: Authority, server_not_after: datetime) -> None:
-        """Record what is served with from now on."""
+    def serves(self, authority: Authority, server_not_after: datetime | None = None) -> None:
+        """Record what is served with from now on; without a server where no agent comes."""
         chain = authority.chain
         self._root_expiry(chain.roots[0].not_valid_after_utc)
         self._chain_expiry(chain.ca.not_valid_after_utc)
         kinds = {
-            "server": server_not_after,
             "ca": chain.ca.not_valid_after_utc,
             "root": min(entry.not_valid_after_utc for entry in chain.roots),
             "path": chain.not_after,
-        }
+        } | ({} if server_not_after is None else {"server": server_not_after})
         for kind, not_after in kinds.items():
             self._expiry.labels(kind).set(not_after.timestamp())
         self.state(State.SERVING)

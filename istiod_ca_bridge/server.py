@@ -4,24 +4,23 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import grpc
-from grpc_health.v1 import health, health_pb2
 
 from istiod_ca_bridge.admission import Admission
+from istiod_ca_bridge.adoption import Adoption
 from istiod_ca_bridge.authn import TrustDomain
-from istiod_ca_bridge.authority import Authority, authority
+from istiod_ca_bridge.authority import Authority
 from istiod_ca_bridge.ca_service import CertificateService, ServiceSettings
 from istiod_ca_bridge.ca_wiring import wire_ca, wire_revocations
 from istiod_ca_bridge.config import Config
-from istiod_ca_bridge.errors import BridgeError
 from istiod_ca_bridge.files import replace_file
 from istiod_ca_bridge.grpc_servers import ca_server, health_server
 from istiod_ca_bridge.hsm_key import HsmPlugin
 from istiod_ca_bridge.impersonation import NodeAgents
+from istiod_ca_bridge.indirect_serving import IndirectServing
 from istiod_ca_bridge.issuance_log import issuance_log
 from istiod_ca_bridge.istiod_tls import ISTIOD_TLS_SECRET, IstiodTls
 from istiod_ca_bridge.jwks_file import JwksFile
@@ -30,34 +29,22 @@ from istiod_ca_bridge.kube_client import Cluster, connect
 from istiod_ca_bridge.kube_pods import KubernetesPods
 from istiod_ca_bridge.kube_root_cert import KubernetesRootCertificates
 from istiod_ca_bridge.kube_secret import TLS_TYPE, KubernetesSecret
-from istiod_ca_bridge.ledger import of_server
 from istiod_ca_bridge.log import EventLog
-from istiod_ca_bridge.measured_signer import MeasuredSigner
 from istiod_ca_bridge.metrics import Metrics
 from istiod_ca_bridge.metrics_endpoint import metrics_endpoint
 from istiod_ca_bridge.mode_wiring import csr_signer, plug_in_directory
 from istiod_ca_bridge.private_folder import private_folder
+from istiod_ca_bridge.published_health import PublishedHealth
 from istiod_ca_bridge.readiness import Readiness
 from istiod_ca_bridge.root_cert import CRL
 from istiod_ca_bridge.root_publisher import RootPublisher, crl_publisher
-from istiod_ca_bridge.server_certificate import ServerCertificate, make_server_certificate
-from istiod_ca_bridge.setting_values import Address
 from istiod_ca_bridge.tls_front import FrontLimits, TlsFront, bind
+from istiod_ca_bridge.tls_serving import TlsServing
 from istiod_ca_bridge.tokens import remote_clusters, token_authenticator
 from istiod_ca_bridge.workload_issuer import WorkloadIssuer
 
-if TYPE_CHECKING:
-    from istiod_ca_bridge.signer import Signer
-
-_RETRY_SECONDS = 2.0
-_LOOK_SECONDS = 5.0
 _SIGN_AT_ONCE = 128
 """Enough to fill the calls to the plugin; who waits does so in order, before this."""
-
-_LONGEST_WAIT_SECONDS = 60.0
-"""The clock is looked at this often, for it may jump."""
-
-CA_SERVICE = "istio.v1.auth.IstioCertificateService"
 
 
 async def serve(
@@ -85,18 +72,13 @@ class _Process:
         self._config = config
         self._clock = clock
         self._log = log
-        self._authority: Authority | None = None
-        self._key: Signer | None = None
-        """The key of that authority, as the lifecycle handed it over."""
-
-        self._served: Authority | None = None
-        self._changed = asyncio.Event()
-        self._health = health.aio.HealthServicer()
         self._upstream = folder / "grpc"
         self._front = TlsFront(
             self._upstream, folder, log, FrontLimits(connections=config.max_connections)
         )
         self._metrics = Metrics()
+        self._health = PublishedHealth(self._metrics)
+        self._adoption = Adoption(self._metrics)
         self._metrics.connections.set_function(lambda: self._front.connections)
         self._blocklist = (
             KeyBlocklist(config.key_blocklist_file, log) if config.key_blocklist_file else None
@@ -104,7 +86,7 @@ class _Process:
         self._issuance_log = (
             issuance_log(
                 config.issuance_log,
-                lambda: self._served.signer if self._served else None,
+                lambda: served.signer if (served := self._adoption.served) else None,
                 clock,
                 log,
                 self._metrics,
@@ -123,7 +105,7 @@ class _Process:
             IstiodTls(
                 KubernetesSecret(self._cluster, config.namespace, ISTIOD_TLS_SECRET, TLS_TYPE),
                 config.istiod_names,
-                lambda: self._served,
+                self._adoption.serving,
                 clock,
                 log,
                 ledger=self._issuance_log,
@@ -135,7 +117,7 @@ class _Process:
         self._csr_signer = csr_signer(
             config,
             self._cluster,
-            lambda: self._served,
+            self._adoption.serving,
             clock,
             log,
             ledger=self._issuance_log,
@@ -148,22 +130,24 @@ class _Process:
         )
         self._remotes = remote_clusters(config, self._cluster, clock, self._metrics, log)
         self._ca = wire_ca(
-            *(config, self._cluster, keys, self._adopt, lambda: self._served, clock, log),
+            *(config, self._cluster, keys),
+            *(self._adoption.adopt, self._adoption.serving, clock, log),
             lambda chain: self._revocations.unlisted(chain) if self._revocations else "",
         )
         self._revocations = wire_revocations(
-            config, self._cluster, self._ca, lambda: self._served, self._publish_crl, clock, log
+            *(config, self._cluster, self._ca, self._adoption.serving),
+            *(self._publish_crl, clock, log),
         )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until stopped, then drain."""
         if self._plug_in is not None:
             self._plug_in.prepare()
-        await self._publish(serving=False)
+        await self._health.publish(serving=False)
         async with (
             self._log_running(),
             self._ca_api() as (server, listener),
-            health_server(self._health, self._config.health_listen),
+            health_server(self._health.servicer, self._config.health_listen),
             metrics_endpoint(self._config.metrics_listen, self._metrics.exposition),
         ):
             try:
@@ -181,7 +165,7 @@ class _Process:
             finally:
                 if listener is not None:
                     listener.close()
-                await self._publish(serving=False)
+                await self._health.publish(serving=False)
                 if server is not None:
                     await server.stop(self._config.drain.total_seconds())
                 self._front.close()
@@ -192,9 +176,13 @@ class _Process:
     def _work(self, listener: socket.socket | None) -> Iterator[Coroutine[None, None, None]]:
         """Yield all that runs side by side until the process is stopped."""
         yield from (task() for task in self._ca.tasks)
-        yield self._serve_through_others() if listener is None else self._serve_tls(listener)
+        yield self._indirect_serving() if listener is None else self._tls_serving(listener)
         yield Readiness(
-            lambda: self._served, self._publish, self._clock, self._log, self._ca.conditions
+            self._adoption.serving,
+            self._health.publish,
+            self._clock,
+            self._log,
+            self._ca.conditions,
         ).watch()
         for file in (self._jwks, self._blocklist):
             if file is not None:
@@ -210,99 +198,32 @@ class _Process:
             if part is not None:
                 yield part.run()
 
-    def _adopt(self, adopted: Authority) -> None:
-        self._authority = authority(adopted.chain, MeasuredSigner(adopted.signer, self._metrics))
-        self._key = adopted.signer
-        self._changed.set()
+    def _tls_serving(self, listener: socket.socket) -> Coroutine[None, None, None]:
+        return TlsServing(
+            self._adoption,
+            self._front,
+            self._config.server_names,
+            self._write_roots,
+            self._publish_roots,
+            self._clock,
+            self._log,
+            self._metrics,
+            ledger=self._issuance_log,
+        ).run(listener)
 
-    async def _serve_tls(self, listener: socket.socket) -> None:
-        """Have a server certificate first, then listen, and renew for ever."""
-        certificate = await self._next_certificate(None)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._front.serve(listener))
-            address = Address(*listener.getsockname()[:2])
-            self._log.info("ca_server.listening", address=str(address))
-            while True:
-                certificate = await self._next_certificate(certificate)
+    def _indirect_serving(self) -> Coroutine[None, None, None]:
+        return IndirectServing(
+            self._adoption,
+            self._plug_in,
+            self._write_roots,
+            self._publish_roots,
+            self._log,
+            self._metrics,
+        ).run()
 
-    async def _next_certificate(self, now_served: ServerCertificate | None) -> ServerCertificate:
-        """Wait until another certificate is due, and serve with it."""
-        await self._due(now_served)
-        while True:
-            adopted = self._authority
-            assert adopted is not None  # noqa: S101 - _due waits for it
-            self._changed.clear()
-            try:
-                certificate = await make_server_certificate(
-                    adopted, self._config.server_names, self._clock()
-                )
-                if self._issuance_log is not None:
-                    await self._issuance_log.record(
-                        of_server(certificate.leaf, adopted, self._config.server_names)
-                    )
-                await self._write_roots(adopted)
-            except (BridgeError, OSError) as error:
-                self._log.warning("server_certificate.delayed", reason=str(error))
-                await asyncio.sleep(_RETRY_SECONDS)
-                continue
-            before = self._served.chain.roots if self._served else ()
-            self._front.use(
-                certificate.context, recheck_clients=not set(before) <= set(adopted.chain.roots)
-            )
-            self._served = adopted
-            self._metrics.serves(adopted, certificate.not_after)
-            if self._publisher is not None:
-                self._publisher.publish(adopted.roots_pem)
-            self._log.info(
-                "server_certificate.renewed",
-                names=",".join(self._config.server_names),
-                not_after=certificate.not_after,
-            )
-            return certificate
-
-    async def _serve_through_others(self) -> None:
-        """Take up each authority where no agent comes here: istiod's folder, the CSR signer.
-
-        Now and then the folder is looked at, and mended when it was changed by hand.
-        """
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), _LOOK_SECONDS)
-            is_new = self._changed.is_set()
-            self._changed.clear()
-            authority, key = self._authority, self._key
-            if authority is None or key is None:
-                continue
-            try:
-                await self._plug_in_now(authority, key)
-                if is_new:
-                    await self._write_roots(authority)
-            except (BridgeError, OSError) as error:
-                self._log.warning("authority.delayed", reason=str(error))
-                self._served = None
-                await asyncio.sleep(_RETRY_SECONDS)
-                self._changed.set()
-                continue
-            self._served = authority
-            if is_new and self._publisher is not None:
-                self._publisher.publish(authority.roots_pem)
-
-    async def _plug_in_now(self, authority: Authority, key: "Signer") -> None:
-        if self._plug_in is not None and await asyncio.to_thread(
-            self._plug_in.publish, authority, key
-        ):
-            self._log.info("plug_in.written", not_after=authority.not_after)
-
-    async def _due(self, served: ServerCertificate | None) -> None:
-        """Return when there is a new authority, or half of the certificate's life is over."""
-        while not self._changed.is_set():
-            left = timedelta(days=1) if served is None else served.renew_at - self._clock()
-            if left <= timedelta(0):
-                return
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(
-                    self._changed.wait(), min(left.total_seconds(), _LONGEST_WAIT_SECONDS)
-                )
+    def _publish_roots(self, served: Authority) -> None:
+        if self._publisher is not None:
+            self._publisher.publish(served.roots_pem)
 
     async def _publish_crl(self, pem: str) -> None:
         path = self._config.crl_file
@@ -316,20 +237,10 @@ class _Process:
         if path is not None:
             await asyncio.to_thread(replace_file, path, adopted.roots_pem.encode(), 0o444)
 
-    async def _publish(self, serving: bool) -> None:  # noqa: FBT001 - the callback's one fact
-        status = (
-            health_pb2.HealthCheckResponse.SERVING
-            if serving
-            else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
-        self._metrics.ready.set(serving)
-        for service in ("", CA_SERVICE):
-            await self._health.set(service, status)
-
     def _issuer(self) -> WorkloadIssuer:
         return WorkloadIssuer(
             self._config.ttl,
-            lambda: self._served,
+            self._adoption.serving,
             Admission(_SIGN_AT_ONCE, self._config.max_waiting, self._metrics),
             self._clock,
             ledger=self._issuance_log,
@@ -353,7 +264,7 @@ class _Process:
             yield None, None
             return
         listener = bind(self._config.listen.host, self._config.listen.port)
-        async with ca_server(self._service(), self._health, self._upstream) as server:
+        async with ca_server(self._service(), self._health.servicer, self._upstream) as server:
             yield server, listener
 
     def _service(self) -> CertificateService:

@@ -26,6 +26,11 @@ class ServerCertificate:
     renew_at: datetime
     not_after: datetime
 
+    def due_in(self, now: datetime) -> timedelta:
+        """Return how long it will do; zero or less: another is due."""
+        is_of_the_future = now < self.leaf.not_valid_before_utc
+        return timedelta(0) if is_of_the_future else self.renew_at - now
+
 
 @dataclass(frozen=True, slots=True)
 class ServerKeyPair:
