@@ -92,6 +92,7 @@ class Config:
     """Empty outside a pod."""
 
     lease_duration: timedelta
+    drain_delay: timedelta
     drain: timedelta
     log_format: Literal["text", "json"]
 
@@ -156,6 +157,7 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
         lease_duration=reader.one(
             "LEADER_LEASE_DURATION", "15s", values.lease_duration, "3s to 5m"
         ),
+        drain_delay=reader.one("DRAIN_DELAY", "5s", values.duration),
         drain=reader.one("DRAIN_DURATION", "10s", values.duration),
         log_format=reader.log_format(),
     )

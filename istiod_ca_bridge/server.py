@@ -152,7 +152,7 @@ class _Process:
         ):
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(_until(stop))
+                    tasks.create_task(self._until(stop))
                     for work in self._work(listener):
                         tasks.create_task(work)
                     self._log.info(
@@ -165,13 +165,28 @@ class _Process:
             finally:
                 if listener is not None:
                     listener.close()
-                await self._health.publish(serving=False)
+                await self._health.leave()
                 if server is not None:
-                    await server.stop(self._config.drain.total_seconds())
+                    await self._front.leave(self._config.drain.total_seconds())
+                    await server.stop(0)
                 self._front.close()
                 if self._plug_in is not None:
                     self._plug_in.close()
         self._log.info("bridge.stopped")
+
+    async def _until(self, stop: asyncio.Event) -> None:
+        """Return never: raise some time after the stop was asked for.
+
+        Until everybody knows that this replica is not ready, new callers are sent here; they are
+        served as before. Nobody is sent to one that never was ready, or has no port.
+        """
+        await stop.wait()
+        await self._health.leave()
+        delay = self._config.drain_delay.total_seconds()
+        if self._config.mode.answers_agents and self._adoption.served is not None and delay:
+            self._log.info("bridge.leaving", seconds=delay)
+            await asyncio.sleep(delay)
+        raise _StopRequestedError
 
     def _work(self, listener: socket.socket | None) -> Iterator[Coroutine[None, None, None]]:
         """Yield all that runs side by side until the process is stopped."""
@@ -293,11 +308,6 @@ class _Process:
             revoked=self._revocations or frozenset(),
             remote_tokens=self._remotes.tokens_of if self._remotes else lambda _: None,
         )
-
-
-async def _until(stop: asyncio.Event) -> None:
-    await stop.wait()
-    raise _StopRequestedError
 
 
 def _cluster(config: Config) -> Cluster | None:

@@ -27,6 +27,7 @@ _CONNECT_RETRY_SECONDS = 0.005
 _CONNECT_LIMIT_SECONDS = 5.0
 _ACCEPT_PAUSE_SECONDS = 0.1
 _REPORT_SECONDS = 10.0
+_LEAVE_LOOK_SECONDS = 0.02
 _OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -120,6 +121,15 @@ class TlsFront:
                     tasks.create_task(self._open_pipe(accepted, self._context))
         finally:
             listener.close()
+
+    async def leave(self, seconds: float) -> None:
+        """Have every client ask elsewhere; return when all are gone, or so much later."""
+        for connection in list(self._open):
+            connection.pipe.leave()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._open:  # noqa: ASYNC110 - on the fast path nobody need be told
+                    await asyncio.sleep(_LEAVE_LOOK_SECONDS)
 
     def close(self) -> None:
         """End every connection, after what is written already."""

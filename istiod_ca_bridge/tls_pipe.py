@@ -11,6 +11,8 @@ import socket
 import ssl
 from collections.abc import Callable
 
+from istiod_ca_bridge.frame_ends import GOAWAY, FrameEnds
+
 _CHUNK = 64 << 10
 _READS = 8
 """In a row for one connection, so that the others get their turn."""
@@ -71,6 +73,10 @@ class TlsPipe:
         self._shutdown_seconds = shutdown_seconds
         self._to_client = b""
         self._to_server = b""
+        self._sent_frames = FrameEnds()
+        self._is_to_leave = False
+        """The client is to be told so between two frames."""
+
         self._is_ending = False
         self._is_closed = False
         self._timer: asyncio.TimerHandle | None = None
@@ -83,6 +89,16 @@ class TlsPipe:
     def kept(self) -> int:
         """How many bytes are read from one side and not written to the other."""
         return len(self._to_client) + len(self._to_server)
+
+    def leave(self) -> None:
+        """Have the client ask elsewhere from now on, and close once it has its answers."""
+        if self._is_ending or self._is_to_leave:
+            return
+        if not self._sent_frames.is_between:
+            self._is_to_leave = True
+        elif not self._send_to_client(self._to_client + GOAWAY):
+            self._loop.remove_reader(self._server_fd)
+            self._loop.add_writer(self._client_fd, self._client_takes)
 
     def end(self) -> None:
         """Close after what is written already; at once for a client that does not take it."""
@@ -166,7 +182,12 @@ class TlsPipe:
             data = b""
         if not data:
             self.end()
-        elif not self._send_to_client(data):
+            return
+        end = self._sent_frames.follow(data)
+        if self._is_to_leave and end:
+            self._is_to_leave = False
+            data = data[:end] + GOAWAY + data[end:]
+        if not self._send_to_client(data):
             self._loop.remove_reader(self._server_fd)
             self._loop.add_writer(self._client_fd, self._client_takes)
 

@@ -47,7 +47,7 @@ DOMAIN = {
             "status_record",
             "replica_report",
         ),
-        *("mode", "observed", "signing_request"),
+        *("mode", "observed", "signing_request", "frame_ends"),
     },
     "istio_hsm_installer": {
         *("errors", "durations", "documents", "objects", "differences"),

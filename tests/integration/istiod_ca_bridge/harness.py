@@ -135,6 +135,7 @@ def start_bridge(
         "CA_LISTEN": f"127.0.0.1:{free_port()}",
         "HEALTH_LISTEN": f"127.0.0.1:{free_port()}",
         "ROOT_CERT_FILE": str(folder / "root.pem"),
+        "DRAIN_DELAY": "0s",
         "DRAIN_DURATION": "3s",
     } | dict(environment or {})
     with (folder / "bridge.log").open("ab") as output:

@@ -2,6 +2,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 
 from istiod_ca_bridge.ca_key import KeyMode
 from istiod_ca_bridge.config import read_config
@@ -12,6 +13,7 @@ from istiod_ca_bridge.mode_settings import PlugInSettings
 from istiod_ca_bridge.setting_values import Address
 from istiod_ca_bridge.signer import KeyAlgorithm
 
+_DEPLOY = Path(__file__).parents[3] / "deploy"
 LEAST = {"KEY_MANAGEMENT_KEY_ID": "kek"}
 DIRECTORY = {"BRIDGE_STORE": "directory", "BRIDGE_STORE_DIR": "."}
 
@@ -52,6 +54,15 @@ def test_every_setting_is_read() -> None:
     assert config.token_audiences == ("istio-ca", "x")
     assert config.ttl.default == timedelta(minutes=90)
     assert config.log_format == "json"
+
+
+def test_the_manifest_gives_a_pod_the_time_to_leave_and_its_sidecars_ten_seconds_more() -> None:
+    config = read_config(LEAST)
+    manifest = yaml.safe_load((_DEPLOY / "kustomize/ca-server/deployment.yaml").read_text())
+
+    given = manifest["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert config.drain_delay > timedelta(0)
+    assert given >= (config.drain_delay + config.drain).total_seconds() + 10
 
 
 @pytest.mark.parametrize(
