@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes
 from istiod_ca_bridge.chain import CaChain, pem_of
 from istiod_ca_bridge.issue import Issuer, issuer
 from istiod_ca_bridge.policy import SERIAL_BITS
-from istiod_ca_bridge.signer import Signer
+from istiod_ca_bridge.signer import Signer, key_der
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,10 @@ class Authority:
     issuer: Issuer = field(repr=False)
     tail: tuple[str, ...] = field(repr=False)
     """What follows a leaf in an answer: each intermediate, then all roots in one."""
+
+    own_keys: frozenset[bytes] = field(repr=False)
+    """The CA's own and those above it, in a rotation the other one's too, as DER
+    SubjectPublicKeyInfos: no leaf is issued for one."""
 
     @property
     def signer(self) -> Signer:
@@ -52,7 +56,9 @@ def authority(chain: CaChain, signer: Signer) -> Authority:
     # In an order of their own, so that who trusts the same holds the same, whichever key signs.
     roots = sorted(chain.roots, key=lambda root: root.fingerprint(hashes.SHA256()))
     tail = (*(pem_of(entry) for entry in chain.intermediates), pem_of(*roots))
-    return Authority(chain, issuer(chain.ca, signer), tail)
+    of_cas = (*chain.intermediates, *chain.roots, *chain.kin)
+    own_keys = frozenset(key_der(entry.public_key()) for entry in of_cas)
+    return Authority(chain, issuer(chain.ca, signer), tail, own_keys)
 
 
 def new_serial() -> int:

@@ -46,6 +46,9 @@ class CaChain:
     roots: tuple[x509.Certificate, ...]
     """The first one ends the path."""
 
+    kin: tuple[x509.Certificate, ...] = ()
+    """Of this CA's other key in a rotation, and its issuers: trusted by nobody because of this."""
+
     @property
     def ca(self) -> x509.Certificate:
         """The certificate of the CA key."""
@@ -57,9 +60,18 @@ class CaChain:
         path = (*self.intermediates, self.roots[0])
         return min(entry.not_valid_after_utc for entry in path)
 
-    def trusting(self, roots: Iterable[x509.Certificate]) -> "CaChain":
-        """Return the same path with further roots, each once."""
-        return CaChain(self.intermediates, tuple(dict.fromkeys((*self.roots, *roots))))
+    @property
+    def not_before(self) -> datetime:
+        """When the last certificate of the path begins."""
+        path = (*self.intermediates, self.roots[0])
+        return max(entry.not_valid_before_utc for entry in path)
+
+    def trusting(self, further: Iterable[x509.Certificate]) -> "CaChain":
+        """Return the same path with the further roots, each once, and what else is among them."""
+        roots, kin = list(self.roots), list(self.kin)
+        for entry in further:
+            (roots if entry.subject == entry.issuer else kin).append(entry)
+        return CaChain(self.intermediates, tuple(dict.fromkeys(roots)), tuple(dict.fromkeys(kin)))
 
 
 def checked_chain(
@@ -83,9 +95,9 @@ def checked_chain(
     return chain
 
 
-def roots_in(pem: bytes) -> tuple[x509.Certificate, ...]:
-    """Return the self-issued certificates of a PEM text; RefusedChainError when it is malformed."""
-    return tuple(entry for entry in _read(pem) if entry.subject == entry.issuer)
+def certificates_in(pem: bytes) -> tuple[x509.Certificate, ...]:
+    """Return the certificates of a PEM text; RefusedChainError when it is malformed."""
+    return tuple(_read(pem))
 
 
 def pem_of(*certificates: x509.Certificate) -> str:

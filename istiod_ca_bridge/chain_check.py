@@ -22,13 +22,13 @@ class ChainCheck:
         self._clock = clock
 
     async def accepted(
-        self, pem: bytes, public_key: PublicKey, further_roots: Iterable[x509.Certificate] = ()
+        self, pem: bytes, public_key: PublicKey, further: Iterable[x509.Certificate] = ()
     ) -> CaChain:
         """Return the chain when the HSM's own root ends it, and every further root is one too.
 
         RefusedChainError says why not; KeyServiceUnavailableError when it cannot be told now.
         """
-        chain = checked_chain(pem, public_key, self._clock(), self._names).trusting(further_roots)
+        chain = checked_chain(pem, public_key, self._clock(), self._names).trusting(further)
         path = [*chain.intermediates, chain.roots[0]]
         try:
             await self._keys.verify_chain([_der(entry) for entry in reversed(path)])

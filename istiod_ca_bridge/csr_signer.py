@@ -170,7 +170,7 @@ class CsrSigner:
                 ca_not_after=authority.not_after,
                 serial=new_serial(),
             )
-            check_not_listed(grant.subject_key, self._blocked_keys, authority.issuer.key)
+            check_not_listed(grant.subject_key, self._blocked_keys, authority.own_keys)
         except (ForbiddenError, RefusedRequestError) as error:
             await self._refuse(request, error)
             return

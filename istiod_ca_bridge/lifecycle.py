@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from istiod_ca_bridge.authority import Authority, authority
 from istiod_ca_bridge.ca_key import CaKeys, KeyMode, KeySettings
-from istiod_ca_bridge.chain import CaChain, name_of, roots_in
+from istiod_ca_bridge.chain import CaChain, certificates_in, name_of
 from istiod_ca_bridge.chain_check import ChainCheck
 from istiod_ca_bridge.conditions import Conditions, Kind
 from istiod_ca_bridge.errors import (
@@ -173,7 +173,7 @@ class Lifecycle:
             self._set(Kind.CHAIN, "Waiting", f"waits for {slot.certificate}", status=False)
             return
         if offer != self._served:
-            further = roots_in(further_roots) if further_roots else ()
+            further = certificates_in(further_roots) if further_roots else ()
             chain = await self._check.accepted(pem, key.signer.public_key, further)
             self._serving = authority(chain, key.signer)
             self._served = offer

@@ -88,16 +88,16 @@ def granted_lifetime(requested_seconds: int, policy: TtlPolicy, draw: float = 0.
     return timedelta(seconds=math.ceil(lifetime.total_seconds() * (1 - policy.jitter * draw)))
 
 
-def check_not_listed(key: bytes, blocked: Container[bytes], ca_key: bytes) -> None:
-    """Return when the key is neither the CA's own nor listed.
+def check_not_listed(key: bytes, blocked: Container[bytes], own_keys: Container[bytes]) -> None:
+    """Return when the key is neither a CA's of ours nor listed.
 
     Keys are DER SubjectPublicKeyInfos, `blocked` their SHA-256 digests. RefusedRequestError
     otherwise.
     """
     if hashlib.sha256(key).digest() in blocked:
         raise RefusedRequestError("the CSR's key is on this CA's list of keys to refuse")
-    if key == ca_key:
-        raise RefusedRequestError("the CSR's key is the CA's own")
+    if key in own_keys:
+        raise RefusedRequestError("the CSR's key is that of a CA of this mesh")
 
 
 def grant_workload(

@@ -75,7 +75,7 @@ class WorkloadIssuer:
                 ca_not_after=authority.not_after,
                 serial=new_serial(),
             )
-            check_not_listed(grant.subject_key, self._blocked_keys, authority.issuer.key)
+            check_not_listed(grant.subject_key, self._blocked_keys, authority.own_keys)
             leaf = await issue(authority.issuer, grant)
         if self._ledger is not None:
             await self._ledger.record(of_workload(leaf, authority, caller))

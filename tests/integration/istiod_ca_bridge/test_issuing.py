@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtensionOID
 from google.protobuf import struct_pb2
@@ -130,6 +131,20 @@ def test_a_lifetime_over_the_maximum_is_an_invalid_argument(serving: ServingMesh
     )
 
     assert (code, "over the maximum" in details) == (Status.INVALID_ARGUMENT, True)
+
+
+def test_the_ca_s_own_csr_gets_no_leaf(serving: ServingMesh) -> None:
+    own = harness.decrypted_csr(serving.plugin, serving.bridge)
+
+    code, details = refusal(
+        lambda: harness.create_certificate(
+            serving.bridge,
+            token=serving.tokens.token(),
+            csr=own.public_bytes(serialization.Encoding.PEM).decode(),
+        )
+    )
+
+    assert (code, "that of a CA of this mesh" in details) == (Status.INVALID_ARGUMENT, True)
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,27 @@ async def test_requests_wait_for_the_ca_and_outlast_an_api_server_that_is_away()
     assert sum("csr.delayed" in line for line in lines) == 1
 
 
+async def test_a_request_for_a_ca_s_own_key_is_refused_and_one_for_another_key_is_not() -> None:
+    root, signer = pki.root(), local_signer()
+    chain = CaChain((ca_certificate(signer.public_key, root),), (root.certificate,))
+    assert isinstance(root.key, ec.EllipticCurvePrivateKey)
+    assert isinstance(signer.key, ec.EllipticCurvePrivateKey)
+    cluster = Cluster(
+        {
+            name: replace(request(csr(uri(CART), key=key)), name=name)
+            for name, key in (("ca", signer.key), ("root", root.key))
+        }
+        | {"workload": named("workload")}
+    )
+    async with running(cluster, authority(chain, signer)):
+        await until(lambda: not cluster.requests)
+
+    assert set(cluster.certificates) == {"workload"}
+    for name in ("ca", "root"):
+        reason, message = cluster.failed[name]
+        assert (reason, "that of a CA of this mesh" in message) == ("Invalid", True)
+
+
 class Away:
     """A key whose HSM is away for the first few signatures."""
 

@@ -252,6 +252,8 @@ async def test_from_the_old_key_and_root_to_the_new_ones() -> None:
     assert world.record.distributed_at is not None
     assert world.roots() == ["Mesh Root", "Next Root"]
     assert world.store.secrets[KEY_SECRET] == old
+    keys = {key_der((await world.csr(it)).public_key()) for it in (CSR_SECRET, NEXT.csr)}
+    assert keys <= world.adopted[-1].own_keys  # no leaf is issued for either
     following = dict(world.store.secrets[NEXT.key])
 
     await world.activate()
@@ -261,6 +263,7 @@ async def test_from_the_old_key_and_root_to_the_new_ones() -> None:
     assert not {NEXT.key, NEXT.csr, NEXT.certificate} & world.store.secrets.keys()
     assert world.roots() == ["Next Root", "Mesh Root"]
     assert len(world.keys.resident) == 2
+    assert keys <= world.adopted[-1].own_keys
 
     await world.retire()
     assert world.phase() is None
