@@ -6,9 +6,12 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime
 
+from istiod_ca_bridge.api_server_watch import WatchedLease
 from istiod_ca_bridge.authority import Authority
 from istiod_ca_bridge.ca_key import CaKeys
 from istiod_ca_bridge.chain_check import ChainCheck
+from istiod_ca_bridge.clock_watch import ClockWatch
+from istiod_ca_bridge.condition_report import ConditionReport
 from istiod_ca_bridge.conditions import Conditions
 from istiod_ca_bridge.config import Config
 from istiod_ca_bridge.directory_store import DirectoryStore
@@ -23,6 +26,7 @@ from istiod_ca_bridge.leadership import Leadership
 from istiod_ca_bridge.lifecycle import Lifecycle, LifecycleSettings
 from istiod_ca_bridge.list_issuers import ListIssuers
 from istiod_ca_bridge.log import EventLog
+from istiod_ca_bridge.metrics import Metrics
 from istiod_ca_bridge.name_constraints import IssuedNames
 from istiod_ca_bridge.revocation_secret import revocation_secret
 from istiod_ca_bridge.revocations import RevocationKeeper
@@ -51,6 +55,7 @@ def wire_ca(
     serving: Callable[[], Authority | None],
     clock: Callable[[], datetime],
     log: EventLog,
+    metrics: Metrics,
     unlisted: Callable[[bytes], str],
 ) -> WiredCa:
     """Return the tasks to run; `adopt` takes each authority that may serve.
@@ -58,18 +63,22 @@ def wire_ca(
     `unlisted` tells which CAs of a chain have no published list of revocations.
     """
     settings = _settings(config)
-    conditions = Conditions(clock)
+    conditions = Conditions(clock, ConditionReport(log, metrics))
+    clock_watch = ClockWatch(conditions, clock, log)
     if config.store_directory is not None:
         store = DirectoryStore(config.store_directory)
         alone = Lifecycle(settings, store, keys, adopt, clock, log, conditions=conditions)
-        return WiredCa((alone.run,), conditions)
+        return WiredCa((alone.run, clock_watch.run), conditions)
     assert cluster is not None  # noqa: S101 - there is one where there is no directory
     secrets_here = kubernetes_store(cluster, config.namespace)
     replica = config.pod_name or socket.gethostname()
     identity = f"{replica}_{secrets.token_hex(4)}"
     timing = LeaseTiming(config.lease_duration.total_seconds())
     leadership = Leadership(
-        KubernetesLease(cluster, config.namespace), Election(identity, timing), clock, log
+        WatchedLease(KubernetesLease(cluster, config.namespace), conditions),
+        Election(identity, timing),
+        clock,
+        log,
     )
     told = KubernetesStatus(cluster, config.namespace, config.pod_name, config.pod_uid)
     ca_keys = CaKeys(settings.keys, secrets_here, keys, leadership.leads, log)
@@ -100,7 +109,8 @@ def wire_ca(
     )
     status = StatusPublisher(replica, conditions, serving, told, leadership.leads, clock, log)
     issuers = ListIssuers(secrets_here, ca_keys, lambda: rotation.known, clock)
-    return WiredCa((leadership.run, lifecycle.run, status.run), conditions, issuers)
+    tasks = (leadership.run, lifecycle.run, status.run, clock_watch.run)
+    return WiredCa(tasks, conditions, issuers)
 
 
 def wire_revocations(

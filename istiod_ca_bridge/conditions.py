@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from typing import Protocol
 
 _MAX_MESSAGE = 1000
 _MAX_PENDING = 256
@@ -22,6 +23,7 @@ class Kind(Enum):
     KEY = "KeyAvailable"
     CHAIN = "ChainAccepted"
     FRESH = "CertificateFresh"
+    API_SERVER = "ApiServerReachable"
     ROTATING = "Rotating"
 
 
@@ -61,11 +63,28 @@ class Happening:
     at: datetime
 
 
+class Observer(Protocol):
+    """Is told at once of what changes."""
+
+    def turned(self, condition: Condition) -> None:
+        """Learn of a condition that was not known, or whose status changed."""
+        ...
+
+    def happened(self, happening: Happening) -> None:
+        """Learn of what becomes an Event."""
+        ...
+
+
+_WELL = {Kind.ROTATING: False, Kind.API_SERVER: True}
+"""The status that is news only after the other one."""
+
+
 class Conditions:
     """The conditions that hold now, and what happened since somebody last took it."""
 
-    def __init__(self, clock: Callable[[], datetime]) -> None:
+    def __init__(self, clock: Callable[[], datetime], observer: Observer | None = None) -> None:
         self._clock = clock
+        self._observer = observer
         self._held: dict[Kind, Condition] = {}
         self._happened: deque[Happening] = deque(maxlen=_MAX_PENDING)
 
@@ -75,16 +94,21 @@ class Conditions:
         before = self._held.get(kind)
         now = self._clock()
         since = now if before is None or before.status is not status else before.last_transition
-        self._held[kind] = Condition(kind, status, reason, message, since)
+        self._held[kind] = held = Condition(kind, status, reason, message, since)
+        if self._observer is not None and (before is None or before.status is not status):
+            self._observer.turned(held)
         if before is not None and (before.reason, before.message) == (reason, message):
             return
-        if before is None and kind is Kind.ROTATING and not status:
-            return  # that there is no rotation is news only after there was one
+        if before is None and _WELL.get(kind) is status:
+            return
         self.happened(reason, message, is_warning=not status and kind is not Kind.ROTATING)
 
     def happened(self, reason: str, message: str, *, is_warning: bool = False) -> None:
         """Note an event that is no condition."""
-        self._happened.append(Happening(reason, message[:_MAX_MESSAGE], is_warning, self._clock()))
+        happening = Happening(reason, message[:_MAX_MESSAGE], is_warning, self._clock())
+        self._happened.append(happening)
+        if self._observer is not None:
+            self._observer.happened(happening)
 
     def current(self) -> tuple[Condition, ...]:
         """Return all that hold, in the order of their kinds."""

@@ -13,8 +13,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from istiod_ca_bridge import der
-from istiod_ca_bridge.errors import WrongProductError
-from istiod_ca_bridge.policy import Grant
+from istiod_ca_bridge.errors import NotServingError, WrongProductError
+from istiod_ca_bridge.policy import CLOCK_SKEW, Grant
 from istiod_ca_bridge.signer import PublicKey, Signer, key_der, scheme_of
 
 _VERSION_3 = der.context(0, der.unsigned(2))
@@ -84,9 +84,12 @@ def issuer(certificate: x509.Certificate, signer: Signer) -> Issuer:
 async def issue(by: Issuer, grant: Grant) -> x509.Certificate:
     """Return the certificate of the grant, signed and checked.
 
-    KeyServiceUnavailableError when the key cannot be used now, WrongProductError when the
-    product is not the grant.
+    KeyServiceUnavailableError when the key cannot be used now, NotServingError when the clock says
+    that the CA has not begun, WrongProductError when the product is not the grant.
     """
+    begins = by.certificate.not_valid_before_utc
+    if grant.not_before + CLOCK_SKEW < begins:
+        raise NotServingError(f"the CA certificate is not valid before {begins:%FT%TZ}")
     to_be_signed = der.sequence(
         _VERSION_3,
         der.unsigned(grant.serial),

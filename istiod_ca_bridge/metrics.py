@@ -128,6 +128,18 @@ class Metrics:
             ["certificate"],
             registry=r,
         )
+        self._conditions = Gauge(
+            "istiod_ca_bridge_condition",
+            "1 when a condition is True, 0 when it is False; its reason is in the status ConfigMap",
+            ["type"],
+            registry=r,
+        )
+        self.told = Counter(
+            "istiod_ca_bridge_events",
+            "What was told as a Kubernetes Event, or will be when the API server is back",
+            ["reason"],
+            registry=r,
+        )
         self.logged = Counter(
             "istiod_ca_bridge_issuance_log_entries", "Certificates in the issuance log", registry=r
         )
@@ -171,6 +183,10 @@ class Metrics:
     def not_signed(self, why: SignError) -> None:
         """Count a known caller's request that ended without a certificate."""
         self._sign_errors.labels(why.value).inc()
+
+    def condition(self, kind: str, *, holds: bool) -> None:
+        """Record whether a condition is True."""
+        self._conditions.labels(kind).set(holds)
 
     def state(self, state: State) -> None:
         """Record how far the CA is."""

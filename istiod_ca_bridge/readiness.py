@@ -56,6 +56,12 @@ class Readiness:
             return "NoCertificate", "the CA has no certificate yet"
         if self._clock() >= authority.not_after:
             return "Expired", f"the CA certificate expired at {authority.not_after:%FT%TZ}"
+        if self._clock() < authority.chain.not_before:
+            begins = f"{authority.chain.not_before:%FT%TZ}"
+            return (
+                "NotYetValid",
+                f"the CA certificate is not valid before {begins}: is the clock right?",
+            )
         fault = await _cannot_sign(authority.signer)
         return ("CannotSign" if fault else "Serving"), fault
 

@@ -130,13 +130,24 @@ class _Process:
         )
         self._remotes = remote_clusters(config, self._cluster, clock, self._metrics, log)
         self._ca = wire_ca(
-            *(config, self._cluster, keys),
-            *(self._adoption.adopt, self._adoption.serving, clock, log),
+            config,
+            self._cluster,
+            keys,
+            self._adoption.adopt,
+            self._adoption.serving,
+            clock,
+            log,
+            self._metrics,
             lambda chain: self._revocations.unlisted(chain) if self._revocations else "",
         )
         self._revocations = wire_revocations(
-            *(config, self._cluster, self._ca, self._adoption.serving),
-            *(self._publish_crl, clock, log),
+            config,
+            self._cluster,
+            self._ca,
+            self._adoption.serving,
+            self._publish_crl,
+            clock,
+            log,
         )
 
     async def run(self, stop: asyncio.Event) -> None:

@@ -16,6 +16,7 @@ from kubernetes import client
 from istio_hsm_proto import kms_istio_v1_pb2 as kms
 from tests.integration.istiod_ca_bridge import cluster_harness, harness
 from tests.support import pki, plugin, softhsm
+from tests.support.faults import FaultyHsm, make_faulty
 from tests.support.kube import KubeCluster
 
 _SECONDS = 90.0
@@ -33,6 +34,9 @@ class Replicas:
     hsm: plugin.Plugin
     root: pki.Issued
     settings: Mapping[str, str]
+    faults: FaultyHsm
+    """By which the HSM goes and comes back, its plugin and its keys as they were."""
+
     running: dict[str, harness.Bridge] = field(default_factory=dict)
     started: int = 0
 
@@ -63,7 +67,9 @@ class Replicas:
 
     def revive_hsm(self) -> None:
         """Start the killed plugin again, on the same socket."""
-        self.hsm = plugin.start(self.token, self.hsm.socket.parent)
+        self.hsm = plugin.start(
+            self.token, self.hsm.socket.parent, environment=self.faults.environment()
+        )
         self.hsm.await_health(plugin.SERVING)
 
     def leader(self) -> str:
@@ -228,14 +234,18 @@ def replicas(
     } | dict(environment or {})
     (folder / "bridges").mkdir()
     try:
-        with plugin.running(token, folder / "plugin") as running:
+        faults = make_faulty(token)
+        with plugin.running(token, folder / "plugin", environment=faults.environment()) as running:
             harness.prepare(running, root)
-            made = Replicas(kube, namespace, folder / "bridges", token, running, root, settings)
+            made = Replicas(
+                kube, namespace, folder / "bridges", token, running, root, settings, faults
+            )
             try:
                 yield made
             finally:
                 for name in tuple(made.running):
                     made.kill(name)
+                faults.heal()
                 made.hsm.kill()
     finally:
         cluster_harness.revoke(kube, namespace)

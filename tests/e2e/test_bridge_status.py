@@ -1,6 +1,5 @@
 """What a bridge tells while things go wrong around it, and that it goes on."""
 
-import base64
 import secrets
 from collections.abc import Iterator
 from datetime import timedelta
@@ -109,52 +108,16 @@ def test_a_certificate_in_its_last_third_is_asked_for_anew_and_the_answer_is_tak
     site.wait_until(lambda: site.secret("istio-ca-cert-csr-renewal") is None, "cleared away")
 
 
-def test_a_key_secret_deleted_by_hand_comes_back_and_a_spoilt_one_is_told_until_it_is_mended(
-    site: Replicas,
-) -> None:
-    record = site.secret("istio-ca-encrypted-key") or {}
-    site.core.delete_namespaced_secret("istio-ca-encrypted-key", site.namespace)
-    site.workload()
-    site.wait_until(lambda: site.secret("istio-ca-encrypted-key") == record, "the Secret again")
-    site.wait_until(lambda: bool(site.events("KeySecretRestored")), "an Event")
-
-    site.patch("istio-ca-encrypted-key", **{"key-id": "another"})
-    site.await_condition("KeyAvailable", "NotPrepared")
-    site.workload()
-    data = {key: base64.b64encode(value).decode() for key, value in record.items()}
-    site.core.patch_namespaced_secret("istio-ca-encrypted-key", site.namespace, {"data": data})
-    site.await_condition("KeyAvailable", "Available")
-
-
-def test_the_hsm_away_is_told_and_serving_again_too(site: Replicas) -> None:
-    site.hsm.kill()
-    site.await_condition("Ready", "CannotSign")
-    site.wait_until(lambda: bool(site.events("CannotSign")), "an Event")
-
-    site.revive_hsm()
-    site.await_condition("Ready", "Serving")
-    site.workload()
-
-
-@pytest.mark.parametrize("how", ["stopped", "frozen"])
-def test_while_the_api_server_is_away_those_with_a_certificate_are_served(
-    site: Replicas, how: str
-) -> None:
+def test_while_the_api_server_hangs_those_with_a_certificate_are_served(site: Replicas) -> None:
     holder = site.workload()
     [bridge] = site.running.values()
     told = bridge.log.count("ca_chain.not_checked")
-    if how == "stopped":
-        site.kube.stop_apiserver()
-    else:
-        site.kube.pause()
+    site.kube.pause()
     try:
         bridge.await_log("ca_chain.not_checked", count=told + 1)
         renewed = harness.create_certificate(bridge, client=holder)
     finally:
-        if how == "stopped":
-            site.kube.start_apiserver()
-        else:
-            site.kube.resume()
+        site.kube.resume()
     assert renewed.chain[1:] == holder.chain[1:]
     site.offer("istio-ca-cert", good_chain(site, timedelta(days=60)))
     site.wait_until(lambda: site.workload().chain[1] != holder.chain[1], "the new chain")
