@@ -5,6 +5,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from cryptography import x509
 from kubernetes import client
 
 from istio_hsm_proto import kms_istio_v1_pb2 as kms
+from istiod_ca_bridge.rotation import Phase
 from tests.integration.istiod_ca_bridge import cluster_harness, harness
 from tests.support import pki, plugin, softhsm
 from tests.support.faults import FaultyHsm, make_faulty
@@ -39,6 +41,8 @@ class Replicas:
 
     running: dict[str, harness.Bridge] = field(default_factory=dict)
     started: int = 0
+    killed_at: set[str] = field(default_factory=set)
+    """The states in which a leader was killed."""
 
     @property
     def core(self) -> client.CoreV1Api:
@@ -90,11 +94,30 @@ class Replicas:
         self.wait_until(lambda: bool(self.leader()), "a leader")
         return self.leader()
 
-    def kill_leader_when(self, condition: Callable[[], bool], what: str) -> None:
-        """Kill the leader as soon as it has done something, and start another replica instead."""
-        self.wait_until(condition, what)
+    def kill_leader_when(
+        self, condition: Callable[[], bool], *states: str, phase: Phase | None = None
+    ) -> None:
+        """Kill the leader as soon as it is in a state, and start another replica instead.
+
+        `phase`: of the rotation, where the states are of one; it is looked up once the leader is
+        dead, so that none is named in which nobody died.
+        """
+        self.wait_until(condition, ", ".join(states) or str(phase))
         self.kill(self.await_leader())
+        self.killed_at |= set(states)
+        if phase is not None:
+            assert self.rotation_has("phase", phase.value)(), f"it went on before it died: {phase}"
+            self.killed_at.add(phase.value)
         self.start()
+
+    def says(self, text: str) -> Callable[[], bool]:
+        """Return what tells whether the leader has logged this."""
+
+        def tells() -> bool:
+            name = self.leader()
+            return bool(name) and text in self.running[name].log
+
+        return tells
 
     def has(self, name: str) -> Callable[[], bool]:
         """Return what tells whether a Secret is there."""
@@ -203,6 +226,15 @@ class Replicas:
     def events(self, reason: str) -> list[client.EventsV1Event]:
         listed = client.EventsV1Api(self.kube.admin_client()).list_namespaced_event(self.namespace)
         return [event for event in listed.items if event.reason == reason]
+
+    @contextmanager
+    def asking(self, *arguments: str) -> Iterator[None]:
+        """Run `istiod-ca-bridge rotation …` meanwhile; it is answered with done."""
+        with ThreadPoolExecutor(1) as thread:
+            answer = thread.submit(self.rotation, *arguments)
+            yield
+            done = answer.result()
+        assert done.stdout.startswith("done"), done.stderr + self.log
 
     def rotation(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `istiod-ca-bridge rotation …` as in a pod of the bridge."""

@@ -359,6 +359,19 @@ async def test_the_effects_of_a_rotation_are_as_many_as_are_tried() -> None:
     assert 10_000 - count._left == 19
 
 
+async def test_the_lives_that_are_killed_everywhere_take_every_step_there_is() -> None:
+    world, aborted = await Rotating.serving(), await Rotating.serving()
+    await world.prepare()
+    await world.activate()
+    await world.retire()
+    await aborted.prepare()
+    aborted.wish(Wish.ABORT)
+    await aborted.live()
+
+    lines = [it for it in (*world.lines, *aborted.lines) if it.startswith("ca_rotation.step")]
+    assert {step for step in Step if any(step.value in line for line in lines)} == set(Step)
+
+
 async def test_a_namespace_without_both_roots_keeps_the_gate_closed_whatever_is_wished() -> None:
     world = await Rotating.serving()
     world.readback.lack = ("shop",)
