@@ -371,6 +371,7 @@ def _start_bridge(site: Site, number: int, cleanup: ExitStack) -> None:
         "ISSUANCE_LOG": str(site.ledgers / f"{name}.issued"),
         "ISSUANCE_LOG_CHECKPOINT": "50",
         "ISSUANCE_LOG_MAX_BYTES": "131072",
+        "DRAIN_DELAY": "2s",
         "DRAIN_DURATION": "3s",
         "LOG_FORMAT": "json",
     }

@@ -87,7 +87,8 @@ environment (durations as 24h or 1h30m; lists by comma):
   CSR_DNS_NAMES              further names of istiod, such as its ISTIOD_CUSTOM_HOST
   POD_NAME, POD_UID          of this pod: who the Events are about, who leads
   LEADER_LEASE_DURATION      how long a leader may be silent before another writes (15s)
-  DRAIN_DELAY                after SIGTERM, not ready and serving as before for so long (5s)
+  DRAIN_DELAY                after SIGTERM, not ready and serving as before for so long (5s in
+                             Kubernetes, else 0s)
   DRAIN_DURATION             how long requests may end after that (10s)
   LOG_FORMAT                 text (default) or json
 """

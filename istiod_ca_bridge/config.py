@@ -157,7 +157,9 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
         lease_duration=reader.one(
             "LEADER_LEASE_DURATION", "15s", values.lease_duration, "3s to 5m"
         ),
-        drain_delay=reader.one("DRAIN_DELAY", "5s", values.duration),
+        drain_delay=reader.one(
+            "DRAIN_DELAY", "5s" if reader.in_kubernetes() else "0s", values.duration
+        ),
         drain=reader.one("DRAIN_DURATION", "10s", values.duration),
         log_format=reader.log_format(),
     )

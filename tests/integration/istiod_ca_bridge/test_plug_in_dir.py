@@ -6,6 +6,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import urllib.request
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -114,6 +115,20 @@ def test_istiod_finds_nothing_until_the_ceremony_then_all_and_each_renewal_comes
     # An istiod that listens for the names of the files hears of them too.
     assert all((cacerts / name).lstat().st_ino != links[name] for name in FILES)
     assert len(list(cacerts.glob("..set-*"))) == 1
+
+
+def test_the_metrics_say_what_istiod_serves_with(mesh: Mesh, folder: Path, cacerts: Path) -> None:
+    metrics = f"127.0.0.1:{harness.free_port()}"
+    environment = settings(cacerts, METRICS_LISTEN=metrics)
+    with harness.running_bridge(folder, mesh.plugin.socket, environment) as bridge:
+        bridge.await_serving()
+        with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=5) as answer:
+            figures = answer.read().decode().splitlines()
+
+    assert 'istiod_ca_bridge_lifecycle_state{state="serving"} 1.0' in figures
+    kind = "istiod_ca_bridge_certificate_expiry_timestamp_seconds{certificate="
+    told = {line.split('"')[1] for line in figures if line.startswith(kind)}
+    assert told == {"ca", "root", "path"}  # it has no server whose certificate could expire
 
 
 def probe(bridge: harness.Bridge) -> int:
