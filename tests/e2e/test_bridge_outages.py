@@ -285,6 +285,23 @@ def test_an_outage_is_told_in_log_metric_and_event_and_is_over_by_itself(
     assert_all_is_as_it_was(scene)
 
 
+def test_a_server_certificate_made_while_the_clock_was_ahead_is_replaced_when_it_is_right(
+    scene: Scene,
+) -> None:
+    bridge = scene.bridge
+    made = bridge.log.count("server_certificate.renewed")
+    scene.clock.set_ahead(14)
+    try:
+        bridge.await_log("server_certificate.renewed", count=made + 1)
+        with pytest.raises(grpc.RpcError, match="not yet valid"):
+            scene.renew()
+    finally:
+        scene.clock.set_ahead(0)
+
+    bridge.await_log("server_certificate.renewed", count=made + 2)
+    assert_all_is_as_it_was(scene)
+
+
 @pytest.mark.timeout(240)
 def test_the_api_server_and_the_hsm_gone_for_a_minute_each_at_once_lose_nothing(
     scene: Scene,
