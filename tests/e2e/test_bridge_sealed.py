@@ -55,6 +55,6 @@ def test_with_istiods_own_account_the_sidecar_gives_istiod_its_ca_and_publishes_
     assert all((cacerts / name).is_file() for name in FILES)
     certificate = x509.load_pem_x509_certificate((cacerts / "ca-cert.pem").read_bytes())
     assert certificate.public_key() == csr.public_key()
-    assert "403" not in bridge.log
+    assert "answers 403" not in bridge.log
     with pytest.raises(client.ApiException, match="404"):
         core.read_namespaced_config_map("istio-ca-root-cert", namespace)
