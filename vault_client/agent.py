@@ -194,13 +194,13 @@ class Agent:
         if trial is not None:
             trial.check_known(delivered)
         staged = self._publisher.stage(delivered, now)
-        if trial is not None:
-            try:
+        try:
+            if trial is not None:
                 trial.judge(staged.generation, delivered, first=first)
-            except DeliveryError:
-                self._publisher.discard(staged)
-                raise
-        self._publisher.put_in_place(staged)
+            self._publisher.put_in_place(staged)
+        except BaseException:
+            self._publisher.discard(staged)
+            raise
         self._metrics.publishes.inc()
         self._log.info("set.published", generation=staged.generation, kv_version=staged.version)
         return staged

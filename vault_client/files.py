@@ -15,7 +15,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -92,13 +92,12 @@ class Publisher:
         folder = self._root / generation
         with _translated(self._root):
             folder.mkdir(mode=0o700)
-            for name, secret in delivered.files.items():
-                with secret.view() as value:
-                    self._write(folder / name, value)
-            manifest = self._manifest(generation, delivered, now)
-            self._write(folder / MANIFEST, memoryview(manifest))
-            self._own(folder, self._permissions.directory_mode)
-            _sync(folder)
+            try:
+                self._fill(folder, delivered, self._manifest(generation, delivered, now))
+            except BaseException:
+                with suppress(OSError):  # what stopped the writing is told, not this
+                    _shred(folder)
+                raise
         return Published(generation, delivered.version, now)
 
     def put_in_place(self, staged: Published) -> None:
@@ -113,15 +112,11 @@ class Publisher:
             _sync(self._root)
 
     def discard(self, staged: Published) -> None:
-        """Shred a generation that was staged and may not be put in place."""
+        """Shred a generation that was staged, unless it came into place all the same."""
+        folder = self._root / staged.generation
         with _translated(self._root):
-            _shred(self._root / staged.generation)
-
-    def publish(self, delivered: SecretSet, now: datetime) -> Published:
-        """Put the set in place as one new generation and return it."""
-        staged = self.stage(delivered, now)
-        self.put_in_place(staged)
-        return staged
+            if folder in self._replaced():
+                _shred(folder)
 
     def sweep(self, now: datetime, *, older_than_seconds: float = 10.0) -> None:
         """Shred the generations that were replaced at least so long ago."""
@@ -142,6 +137,14 @@ class Publisher:
             for folder in self._replaced():
                 _shred(folder)
             _sync(self._root)
+
+    def _fill(self, folder: Path, delivered: SecretSet, manifest: bytes) -> None:
+        for name, secret in delivered.files.items():
+            with secret.view() as value:
+                self._write(folder / name, value)
+        self._write(folder / MANIFEST, memoryview(manifest))
+        self._own(folder, self._permissions.directory_mode)
+        _sync(folder)
 
     def _manifest(self, generation: str, delivered: SecretSet, now: datetime) -> bytes:
         digests: dict[str, str] = {}

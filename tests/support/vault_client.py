@@ -11,10 +11,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Self
 
 from tests.support.kube_process import dying_with_parent
+from vault_client.delivery import Published, SecretSet
+from vault_client.files import Publisher
 
 DEADLINE_S = 30.0
 Event = Mapping[str, object]
@@ -28,6 +31,13 @@ def memory_folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(publisher: Publisher, delivered: SecretSet, now: datetime) -> Published:
+    """Put the set in place as the agent does, without a trial, and return it."""
+    staged = publisher.stage(delivered, now)
+    publisher.put_in_place(staged)
+    return staged
 
 
 def run_client(environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

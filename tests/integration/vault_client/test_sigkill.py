@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tests.integration.vault_client.conftest import Mesh
+from tests.support.vault_client import publish
 from vault_client.delivery import Permissions, SecretSet
 from vault_client.files import Publisher, read_published
 from vault_client.secret import Secret
@@ -55,7 +56,7 @@ def publish_for_ever(root: Path, start: int) -> None:
     number = start
     while True:
         number += 1
-        target.publish(a_set(number), datetime.now(UTC))
+        publish(target, a_set(number), datetime.now(UTC))
         target.sweep(datetime.now(UTC), older_than_seconds=0.0)
 
 
@@ -75,7 +76,7 @@ def number_in_place(root: Path) -> int:
 def test_two_hundred_kills_at_random_times_never_leave_a_torn_set(output: Path) -> None:
     first = publisher(output)
     first.open()
-    first.publish(a_set(0), datetime.now(UTC))
+    publish(first, a_set(0), datetime.now(UTC))
     first.close()
     dice = random.Random(20)  # noqa: S311 - not for secrets
     numbers = {0}
@@ -100,7 +101,7 @@ def test_a_kill_at_each_file_operation_of_one_publish_leaves_the_old_set_or_the_
 ) -> None:
     first = publisher(output)
     first.open()
-    first.publish(a_set(0), datetime.now(UTC))
+    publish(first, a_set(0), datetime.now(UTC))
     first.close()
     outcomes = []
     for operation in range(1, 1000):
@@ -142,4 +143,4 @@ def publish_until_killed(root: Path, number: int, operation: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(count)
-    target.publish(a_set(number), datetime.now(UTC))
+    publish(target, a_set(number), datetime.now(UTC))

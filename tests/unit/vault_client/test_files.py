@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.vault_client import memory_folder
+from tests.support.vault_client import memory_folder, publish
 from vault_client.delivery import Permissions, SecretSet
 from vault_client.errors import TargetError
 from vault_client.files import Publisher, read_published
@@ -39,7 +39,7 @@ def generations(root: Path) -> list[str]:
 
 
 def test_the_layout_is_the_kubelets(publisher: Publisher, root: Path) -> None:
-    published = publisher.publish(ONE, NOW)
+    published = publish(publisher, ONE, NOW)
     assert (root / "..data").readlink() == Path(published.generation)
     assert published.generation.startswith("..2026_01_31_12_00_00.")
     for name in ("pin", "key", "manifest.json"):
@@ -50,7 +50,7 @@ def test_the_layout_is_the_kubelets(publisher: Publisher, root: Path) -> None:
 def test_a_staged_set_is_whole_in_its_folder_and_seen_only_once_it_is_put_in_place(
     publisher: Publisher, root: Path
 ) -> None:
-    first = publisher.publish(ONE, NOW)
+    first = publish(publisher, ONE, NOW)
     staged = publisher.stage(TWO, NOW)
     assert (root / staged.generation / "pin").read_bytes() == b"2222"
     assert stat.S_IMODE((root / staged.generation / "pin").stat().st_mode) == 0o400
@@ -63,16 +63,35 @@ def test_a_staged_set_is_whole_in_its_folder_and_seen_only_once_it_is_put_in_pla
 def test_a_staged_set_that_is_discarded_leaves_nothing_behind(
     publisher: Publisher, root: Path
 ) -> None:
-    first = publisher.publish(ONE, NOW)
+    first = publish(publisher, ONE, NOW)
     publisher.discard(publisher.stage(TWO, NOW))
     assert generations(root) == [first.generation]
+    assert (root / "pin").read_bytes() == b"1111"
+
+
+def test_a_set_that_could_not_be_staged_whole_leaves_nothing_behind(
+    publisher: Publisher, root: Path
+) -> None:
+    first = publish(publisher, ONE, NOW)
+    torn = SecretSet({"pin": Secret(b"2222"), "no-such-folder/key": Secret(b"two")}, 2)
+    with pytest.raises(TargetError):
+        publisher.stage(torn, NOW)
+    assert generations(root) == [first.generation]
+
+
+def test_a_staged_set_that_came_into_place_is_not_discarded(
+    publisher: Publisher, root: Path
+) -> None:
+    staged = publish(publisher, ONE, NOW)
+    publisher.discard(staged)
+    assert publisher.current() == staged
     assert (root / "pin").read_bytes() == b"1111"
 
 
 def test_a_staged_set_of_a_killed_process_is_cleared_by_the_next(
     publisher: Publisher, root: Path
 ) -> None:
-    first = publisher.publish(ONE, NOW)
+    first = publish(publisher, ONE, NOW)
     publisher.stage(TWO, NOW)
     publisher.close()
     publisher.open()
@@ -82,7 +101,7 @@ def test_a_staged_set_of_a_killed_process_is_cleared_by_the_next(
 def test_the_manifest_tells_the_version_and_the_time_and_nothing_of_the_values(
     publisher: Publisher, root: Path
 ) -> None:
-    publisher.publish(ONE, NOW)
+    publish(publisher, ONE, NOW)
     manifest = json.loads((root / "manifest.json").read_text())
     assert manifest["kv_version"] == 1
     assert datetime.fromisoformat(manifest["published_at"]) == NOW
@@ -95,14 +114,14 @@ def test_a_digest_of_the_same_value_differs_between_processes_and_not_within_one
     def digest() -> str:
         return str(json.loads((root / "manifest.json").read_text())["hmac_sha256"]["pin"])
 
-    publisher.publish(ONE, NOW)
+    publish(publisher, ONE, NOW)
     first = digest()
-    publisher.publish(ONE, NOW)
+    publish(publisher, ONE, NOW)
     assert digest() == first
     publisher.close()
     other = Publisher(root, Permissions(), allow_disk=False)
     other.open()
-    other.publish(ONE, NOW)
+    publish(other, ONE, NOW)
     other.close()
     assert digest() != first
 
@@ -113,7 +132,7 @@ def test_modes_are_exact_whatever_the_umask(root: Path, mode: int) -> None:
     publisher.open()
     before = os.umask(0)
     try:
-        publisher.publish(ONE, NOW)
+        publish(publisher, ONE, NOW)
     finally:
         os.umask(before)
         publisher.close()
@@ -126,7 +145,7 @@ def test_the_set_in_place_is_recognised_and_any_difference_too(
     publisher: Publisher, root: Path
 ) -> None:
     assert not publisher.holds(ONE)
-    publisher.publish(ONE, NOW)
+    publish(publisher, ONE, NOW)
     assert publisher.holds(ONE)
     assert not publisher.holds(TWO)
     (root / "pin").chmod(0o444)
@@ -137,28 +156,28 @@ def test_the_set_in_place_is_recognised_and_any_difference_too(
 def test_a_set_with_a_part_taken_away_is_not_in_place(
     publisher: Publisher, root: Path, name: str
 ) -> None:
-    publisher.publish(ONE, NOW)
+    publish(publisher, ONE, NOW)
     (root / name).unlink()
     assert not publisher.holds(ONE)
-    publisher.publish(ONE, NOW)
+    publish(publisher, ONE, NOW)
     assert publisher.holds(ONE)
 
 
 def test_a_file_in_the_way_of_a_plain_name_is_replaced(publisher: Publisher, root: Path) -> None:
     (root / "pin").write_text("old")
-    publisher.publish(ONE, NOW)
+    publish(publisher, ONE, NOW)
     assert (root / "pin").read_bytes() == b"1111"
 
 
 def test_a_name_that_is_no_longer_delivered_goes(publisher: Publisher, root: Path) -> None:
-    publisher.publish(ONE, NOW)
-    publisher.publish(SecretSet({"pin": Secret(b"1111")}, 2), NOW)
+    publish(publisher, ONE, NOW)
+    publish(publisher, SecretSet({"pin": Secret(b"1111")}, 2), NOW)
     assert not (root / "key").is_symlink()
 
 
 def test_files_of_others_are_left_alone(publisher: Publisher, root: Path) -> None:
     (root / "theirs").write_text("x")
-    publisher.publish(ONE, NOW)
+    publish(publisher, ONE, NOW)
     publisher.wipe()
     assert [path.name for path in root.iterdir()] == ["theirs"]
 
@@ -166,8 +185,8 @@ def test_files_of_others_are_left_alone(publisher: Publisher, root: Path) -> Non
 def test_the_generation_before_stays_for_its_readers_and_then_goes(
     publisher: Publisher, root: Path
 ) -> None:
-    publisher.publish(ONE, NOW)
-    newest = publisher.publish(TWO, NOW)
+    publish(publisher, ONE, NOW)
+    newest = publish(publisher, TWO, NOW)
     publisher.sweep(datetime.now(UTC))
     assert len(generations(root)) == 2
     publisher.sweep(datetime.now(UTC), older_than_seconds=0.0)
@@ -177,7 +196,7 @@ def test_the_generation_before_stays_for_its_readers_and_then_goes(
 def test_a_wipe_overwrites_what_an_open_reader_still_holds(
     publisher: Publisher, root: Path
 ) -> None:
-    publisher.publish(ONE, NOW)
+    publish(publisher, ONE, NOW)
     with (root / "pin").open("rb") as reader:
         publisher.wipe()
         assert reader.read() == bytes(4)
@@ -200,11 +219,11 @@ def test_a_set_without_its_manifest_or_a_file_is_not_whole(
     publisher: Publisher, root: Path
 ) -> None:
     assert read_published(root) is None
-    publisher.publish(ONE, NOW)
+    publish(publisher, ONE, NOW)
     assert read_published(root) is not None
     (root / "..data" / "key").unlink()
     assert read_published(root) is None
-    publisher.publish(ONE, NOW)
+    publish(publisher, ONE, NOW)
     manifest = root / "..data" / "manifest.json"
     manifest.chmod(0o600)
     manifest.write_text("[]")
