@@ -15,6 +15,8 @@ from vault_client.errors import TlsError
 from vault_client.settings import CaConfigMap
 
 _TIMEOUT_SECONDS = 5.0
+_LARGEST_BYTES = 4 << 20
+"""More than the API server takes for a ConfigMap."""
 
 
 def read_config_map_value(source: CaConfigMap, key: str) -> str:
@@ -65,7 +67,7 @@ def _get(source: CaConfigMap, path: str, name: str) -> tuple[int, bytes]:
         try:
             connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
             response = connection.getresponse()
-            return response.status, response.read()
+            return response.status, response.read(_LARGEST_BYTES)
         finally:
             connection.close()
     except (OSError, http.client.HTTPException) as error:

@@ -4,6 +4,7 @@ Every call is synchronous, bounded by timeouts, and answers with our own types a
 environment has no say: neither proxies nor CA bundles nor tokens are taken from it.
 """
 
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -36,6 +37,10 @@ from vault_client.secret import Secret
 
 Method = Literal["get", "post"]
 
+_LARGEST_ANSWER_BYTES = 4 << 20
+"""More than the storage of a server takes for a secret."""
+_PIECE_BYTES = 64 << 10
+
 
 class _Adapter(Protocol):
     """What of hvac's untyped adapter is used."""
@@ -44,7 +49,13 @@ class _Adapter(Protocol):
     base_uri: str
 
     def request(
-        self, method: str, url: str, *, raise_exception: bool, json: Mapping[str, str] | None
+        self,
+        method: str,
+        url: str,
+        *,
+        raise_exception: bool,
+        json: Mapping[str, str] | None,
+        stream: bool,
     ) -> requests.Response: ...
 
     def close(self) -> None: ...
@@ -158,24 +169,43 @@ class Vault:
     ) -> Answer:
         self._adapter.token = token.reveal().decode() if token else None
         try:
-            response = self._adapter.request(
-                method, f"/v1/{path}", raise_exception=False, json=body
-            )
+            response = self._request(method, path, body)
             if response.is_redirect:
+                response.close()
                 self._adapter.base_uri = self._active_node(response.headers["location"])
-                response = self._adapter.request(
-                    method, f"/v1/{path}", raise_exception=False, json=body
-                )
+                response = self._request(method, path, body)
+            with response:
+                content = self._content(response)
         except requests.exceptions.RequestException as error:
             raise self._unanswered(error) from None
         finally:
             self._adapter.token = None
+            self._adapter.base_uri = self._address  # the active node may be another next time
         self._note_clock(response.headers.get("date"))
         return Answer(
             response.status_code,
-            _json_object(response),
+            _json_object(content),
             retry_after(response.headers.get("retry-after"), datetime.now(UTC)),
         )
+
+    def _request(
+        self, method: Method, path: str, body: Mapping[str, str] | None
+    ) -> requests.Response:
+        return self._adapter.request(
+            method, f"/v1/{path}", raise_exception=False, json=body, stream=True
+        )
+
+    def _content(self, response: requests.Response) -> bytes:
+        """Return the body; ServerError when it is larger than any of Vault's."""
+        content = bytearray()
+        for piece in response.iter_content(_PIECE_BYTES):
+            content += piece
+            if len(content) > _LARGEST_ANSWER_BYTES:
+                raise ServerError(
+                    f"{self._address} answers more than {_LARGEST_ANSWER_BYTES} bytes",
+                    hint="check VAULT_ADDR: this may be another server",
+                )
+        return bytes(content)
 
     def _checked(self, answer: Answer, path: str) -> Answer:
         status, said = answer.status, answer.complaint()
@@ -277,10 +307,10 @@ def _in_memory(pem: bytes) -> int:
     return handle
 
 
-def _json_object(response: requests.Response) -> Mapping[str, object]:
+def _json_object(content: bytes) -> Mapping[str, object]:
     try:
-        return mapping(response.json())
-    except requests.exceptions.JSONDecodeError:
+        return mapping(json.loads(content))
+    except (ValueError, RecursionError):
         return {}
 
 

@@ -15,6 +15,7 @@ from tests.support.hsm_credentials import make_credentials
 from tests.support.openbao import OpenBao
 from tests.support.pki import root
 from tests.support.vault_client import ClientProcess, run_client
+from vault_client.vault import Vault
 
 
 @contextmanager
@@ -210,6 +211,25 @@ def test_a_standby_that_redirects_to_the_active_node_is_followed(mesh: Mesh) -> 
     with stub_server(500) as active, stub_server(307, {"Location": f"{active}/"}) as standby:
         done = run_client(against(mesh, standby), "--once")
     assert "Vault answers 500" in done.stderr
+
+
+def test_the_next_active_node_is_found_when_the_one_before_is_gone() -> None:
+    locations: dict[str, str] = {}
+    with stub_server(307, locations) as standby, stub_server(404) as second:
+        vault = Vault(standby, namespace=None, ca_pem=None, timeout_seconds=5.0)
+        with stub_server(400) as first:
+            locations["Location"] = f"{first}/"
+            assert vault.login_status("kubernetes", {}) == 400
+        locations["Location"] = f"{second}/"
+        assert vault.login_status("kubernetes", {}) == 404
+        vault.close()
+
+
+def test_a_server_that_answers_without_end_is_not_read_to_it(mesh: Mesh) -> None:
+    with stub_server(200, body=b'{"auth": "' + bytes(5 << 20) + b'"}') as address:
+        done = run_client(against(mesh, address), "--once")
+    assert done.returncode == 69
+    assert "answers more than 4194304 bytes" in done.stderr
 
 
 def test_a_server_that_never_answers_times_out(mesh: Mesh) -> None:
