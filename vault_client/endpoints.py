@@ -8,11 +8,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from vault_client.answers import mapping
 from vault_client.errors import ConfigError, VaultClientError
 from vault_client.settings import HttpAddress
 
 _JSON = "application/json"
 _LARGEST_REQUEST_BYTES = 8192
+_LARGEST_ANSWER_BYTES = 64 * 1024
+_MAX_CONNECTIONS = 16
 _READ_TIMEOUT_SECONDS = 5.0
 _PROBE_TIMEOUT_SECONDS = 3.0
 
@@ -38,16 +41,17 @@ def json_page(fields: dict[str, str | int | bool | None], *, good: bool) -> Page
 
 async def serve(address: HttpAddress, pages: dict[str, Callable[[], Page]]) -> asyncio.Server:
     """Return the listening server; ConfigError when the address cannot be had."""
+    connections = 0
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(
-            OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
-        ):
-            async with asyncio.timeout(_READ_TIMEOUT_SECONDS):
-                head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(_response(head, pages))
-                await writer.drain()
-        writer.close()
+        nonlocal connections
+        connections += 1
+        try:
+            if connections <= _MAX_CONNECTIONS:
+                await _exchange(reader, writer, pages)
+        finally:
+            connections -= 1
+            writer.close()
 
     try:
         return await asyncio.start_server(
@@ -60,6 +64,16 @@ async def serve(address: HttpAddress, pages: dict[str, Callable[[], Page]]) -> a
         ) from error
 
 
+async def _exchange(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pages: dict[str, Callable[[], Page]]
+) -> None:
+    with suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        async with asyncio.timeout(_READ_TIMEOUT_SECONDS):
+            head = await reader.readuntil(b"\r\n\r\n")
+            writer.write(_response(head, pages))
+            await writer.drain()
+
+
 def ask_ready(address: HttpAddress) -> str:
     """Return the state of the daemon at the address; NotReadyError if no set is in place."""
     try:
@@ -68,19 +82,20 @@ def ask_ready(address: HttpAddress) -> str:
         )
         connection.request("GET", "/readyz")
         response = connection.getresponse()
-        fields = json.loads(response.read())
+        fields = mapping(json.loads(response.read(_LARGEST_ANSWER_BYTES)))
         connection.close()
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
         raise NotReadyError(
             f"no answer from {address.host}:{address.port}: {type(error).__name__}",
             hint="is the daemon running, with the same HEALTH_ADDR?",
         ) from None
-    if response.status != HTTPStatus.OK:
+    state = fields.get("state")
+    if response.status != HTTPStatus.OK or not isinstance(state, str):
         raise NotReadyError(
-            f"state {fields.get('state')}: {fields.get('message') or 'nothing delivered yet'}",
-            hint=fields.get("hint") or "see the daemon's log",
+            f"state {state}: {fields.get('message') or 'nothing delivered yet'}",
+            hint=str(fields.get("hint") or "see the daemon's log"),
         )
-    return str(fields.get("state"))
+    return state
 
 
 def _response(head: bytes, pages: dict[str, Callable[[], Page]]) -> bytes:
