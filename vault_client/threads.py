@@ -21,9 +21,15 @@ class Worker:
     async def run(self, call: Callable[[], T], timeout_seconds: float) -> T:
         """Return what the call returns; TimeoutError when that takes too long."""
         async with asyncio.timeout(timeout_seconds):
-            await self._idle.wait()
+            while not self._idle.is_set():  # another one that waited may have gone first
+                await self._idle.wait()
             self._idle.clear()
-            return await self._start(call)
+            try:
+                future = self._start(call)
+            except BaseException:
+                self._idle.set()  # no thread was started, so none will say that it is done
+                raise
+            return await future
 
     def _start(self, call: Callable[[], T]) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()

@@ -1,6 +1,6 @@
-"""The CA certificates that judge Vault's certificate: from a file or a ConfigMap, or the system's.
+"""The CA certificates that judge Vault's certificate: from a file or a ConfigMap.
 
-Whatever is given replaces the system's roots, and is looked at again while the process runs.
+Whatever is given replaces the bundled public roots, and is looked at again while the process runs.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class TrustSource:
         self._read_at = float("-inf")
 
     def certificates(self) -> bytes | None:
-        """Return the PEM certificates to trust; None stands for the system's.
+        """Return the PEM certificates to trust; None stands for the bundled roots.
 
         A file is read each time. TlsError when there is nothing usable and never was.
         """
@@ -69,7 +69,7 @@ class TrustSource:
 
 def _content(source: CaFile | CaConfigMap) -> bytes:
     if isinstance(source, CaConfigMap):
-        return read_config_map_value(source, _KEY).encode()
+        return read_config_map_value(source, _KEY).encode(errors="replace")
     try:
         return source.path.read_bytes()
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def test_a_ca_file_that_never_was_good_is_an_error(tmp_path: Path) -> None:
         trust(tmp_path / "ca.pem").certificates()
 
 
-def test_without_a_source_the_systems_roots_are_used() -> None:
+def test_without_a_source_the_bundled_roots_are_used() -> None:
     assert TrustSource(None, refresh_seconds=60, clock=lambda: 0.0).certificates() is None
 
 
@@ -103,3 +104,32 @@ async def test_a_cancelled_wait_leaves_the_call_to_end_by_itself() -> None:
         await task
     release.set()
     assert await worker.run(lambda: 7, 5) == 7
+
+
+async def test_of_two_calls_that_wait_one_goes_after_the_other() -> None:
+    worker, under_way, most = Worker(), 0, 0
+
+    def call() -> None:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        time.sleep(0.02)
+        under_way -= 1
+
+    await asyncio.gather(*(worker.run(call, 5) for _ in range(4)))
+    assert most == 1
+
+
+async def test_a_thread_that_cannot_be_started_blocks_no_later_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker = Worker()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", _no_thread)
+        with pytest.raises(RuntimeError):
+            await worker.run(lambda: 7, 5)
+    assert await worker.run(lambda: 7, 5) == 7
+
+
+def _no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
