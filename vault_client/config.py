@@ -165,7 +165,8 @@ def _address(read: _Reader) -> str:
     plain = read.choice("VAULT_ALLOW_PLAINTEXT", "false", _BOOLEANS)
     try:
         parts = urlsplit(address)
-        sound = bool(parts.hostname) and parts.port != 0 and not parts.query and not parts.username
+        sound = bool(parts.hostname) and parts.port != 0 and not parts.query
+        sound = sound and "@" not in parts.netloc  # a password would be in each log line
     except ValueError:
         sound = False
         parts = urlsplit("")

@@ -181,6 +181,8 @@ class VaultSession:
             ) from None
 
     def _hold(self, grant: Grant, lease: Lease) -> None:
+        if self._token is not None and self._token is not grant.token:
+            self._token.wipe()
         self._token, self._lease = grant.token, lease
         self._refresh_at = lease.refresh_at(random.random())  # noqa: S311 - spreads load
         self._metrics.token_expires(lease.expires - time.monotonic())

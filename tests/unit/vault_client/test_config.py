@@ -71,6 +71,7 @@ def test_every_setting_that_is_missing_is_named_at_once() -> None:
         ("VAULT_ADDR", "vault:8200"),
         ("VAULT_ADDR", "http://vault:8200"),
         ("VAULT_ADDR", "https://user:secret@vault:8200"),
+        ("VAULT_ADDR", "https://:secret@vault:8200"),
         ("VAULT_ADDR", "https://vault:port"),
         ("VAULT_AUTH_METHOD", "ldap"),
         ("VAULT_AUTH_PATH", "/auth/"),
