@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from hsm_plugin import whole_file
 from hsm_plugin.audit_chain import EMPTY, MAX_LINE_BYTES, Fields, Head, Kind, parse
 from hsm_plugin.errors import ConfigError
 
@@ -121,7 +122,7 @@ def _opened(path: Path) -> int:
     try:
         _check_regular(handle, path)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _sync_folder(path.parent)
+        whole_file.sync_folder(path.parent)
     except BlockingIOError:
         os.close(handle)
         raise ConfigError(
@@ -170,11 +171,3 @@ def _head_of_rotated(path: Path) -> Head:
         if head is not None:
             return head
     return EMPTY
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

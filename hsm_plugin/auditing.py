@@ -1,14 +1,15 @@
 """The audit log of a serving plugin, from its start to its signed end."""
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
-import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from hsm_plugin import whole_file
 from hsm_plugin.audit_chain import Fields, Head, Kind
 from hsm_plugin.audit_checkpoints import Checkpoints
 from hsm_plugin.audit_log import AuditLog, AuditSettings
@@ -79,15 +80,8 @@ def _remember(memory: Path, log: AuditLog) -> None:
     """Write the head down; a failure only makes the memory older."""
     head = log.head
     text = json.dumps({"log": str(log.path), "seq": head.sequence, "digest": head.digest})
-    name = ""
-    try:
-        handle, name = tempfile.mkstemp(prefix=".audit-head-", dir=memory.parent)
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        Path(name).replace(memory)
-    except OSError:
-        if name:
-            Path(name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        whole_file.replace(memory, text.encode())
 
 
 def _remembered(memory: Path, log: Path) -> Head | None:

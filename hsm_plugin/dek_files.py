@@ -1,13 +1,12 @@
 """Files that hold wrapped DEKs, replaced whole; and a stream that is read and answered once."""
 
-import os
 import stat
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from hsm_plugin import whole_file
 from hsm_plugin.dek_document import KEK_ID
 from hsm_plugin.errors import BadRequestError
 from hsm_plugin.kek_rotation import ChangedError
@@ -41,27 +40,12 @@ class DekFile:
         if self.read() != old:
             raise ChangedError(f"{self.path} was changed in the meantime")
         try:
-            self._write(new)
+            whole_file.replace(self.path, new, mode=stat.S_IMODE(self.path.stat().st_mode))
         except OSError as error:
             raise BadRequestError(
                 f"{self.path} cannot be written: {error.strerror}",
                 hint="check the folder and its mode; the file is as it was",
             ) from None
-
-    def _write(self, content: bytes) -> None:
-        folder = self.path.parent
-        handle, name = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=folder)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                os.fchmod(handle, stat.S_IMODE(self.path.stat().st_mode))
-                file.write(content)
-                file.flush()
-                os.fsync(handle)
-            Path(name).replace(self.path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        _sync(folder)
 
 
 @dataclass(slots=True)
@@ -90,19 +74,26 @@ class DekStream:
 
 def files_of(paths: Sequence[Path]) -> list[DekFile]:
     """Return the files, and those in folders: not hidden, not of folders below."""
-    files: list[DekFile] = []
-    for path in paths:
+    return [file for path in paths for file in _files_of(path)]
+
+
+def _files_of(path: Path) -> list[DekFile]:
+    try:
         if not path.is_dir():
-            files.append(DekFile(path.resolve()))
-            continue
+            return [DekFile(path.resolve())]
         inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-        if any(entry.name == KEK_ID for entry in inside):
-            raise BadRequestError(
-                f"{path} holds the keys of a Secret as files of their own",
-                hint="two files cannot be replaced at once; rotate the Secret's JSON instead",
-            )
-        files += [DekFile(entry.resolve()) for entry in inside if entry.is_file()]
-    return files
+        found = [DekFile(entry.resolve()) for entry in inside if entry.is_file()]
+    except (OSError, RuntimeError) as error:  # the latter for a link that leads to itself
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadRequestError(
+            f"{path} cannot be read: {reason}", hint="check the path and its mode"
+        ) from None
+    if any(entry.name == KEK_ID for entry in inside):
+        raise BadRequestError(
+            f"{path} holds the keys of a Secret as files of their own",
+            hint="two files cannot be replaced at once; rotate the Secret's JSON instead",
+        )
+    return found
 
 
 def _bounded(file: BinaryIO, name: str) -> bytes:
@@ -112,11 +103,3 @@ def _bounded(file: BinaryIO, name: str) -> bytes:
             f"{name} is larger than {MAX_FILE_BYTES} bytes", hint="check that it is the right one"
         )
     return content
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -54,13 +54,16 @@ class Api:
 
     def _token(self) -> str:
         try:
-            return (self.service_account / "token").read_text().strip()
+            token = (self.service_account / "token").read_text("ascii").strip()
         except (OSError, UnicodeDecodeError):
+            token = ""
+        if not token or not token.isprintable():  # http.client would quote it in its error
             raise BadRequestError(
                 f"{self.service_account} holds no token of a service account",
                 hint="mount one, or send the Secret through a pipe: "
                 "kubectl get secret ... -o json | hsm-plugin rotate-kek ... -",
-            ) from None
+            )
+        return token
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ salted scrypt hash (RFC 7914) of the PIN: enough to know the value again, not to
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from hsm_plugin import whole_file
 from hsm_plugin.errors import PinRefusedError
 
 _SCRYPT = {"n": 1 << 14, "r": 8, "p": 1, "dklen": 32}
@@ -133,7 +133,7 @@ class PinGuard:
 
     def _keep(self, records: dict[str, _Record]) -> None:
         try:
-            self._write(_to_json(records))
+            whole_file.replace(self._path, _to_json(records).encode())
         except OSError as error:
             raise _unusable(self._path, error) from None
 
@@ -149,19 +149,6 @@ class PinGuard:
                 f"the record of PIN attempts {self._path} is damaged",
                 hint="make sure that the PIN is right, then delete this file",
             ) from None
-
-    def _write(self, text: str) -> None:
-        handle, name = tempfile.mkstemp(prefix=".pin-guard-", dir=self._path.parent)
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(self._path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        _sync_folder(self._path.parent)
 
 
 def _unusable(path: Path, error: OSError) -> PinRefusedError:
@@ -199,11 +186,3 @@ def _from_json(text: bytes) -> dict[str, _Record]:
 def _record_of(kept: dict[str, Any]) -> _Record:
     attempts = {str(digest): Outcome(name) for digest, name in kept["attempts"].items()}
     return _Record(bytes.fromhex(kept["salt"]), attempts)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -182,7 +182,7 @@ def test_a_write_that_ends_early_leaves_the_old_content(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hsm_plugin.dek_files.os.fsync", fail)
+    monkeypatch.setattr("hsm_plugin.whole_file.os.fsync", fail)
     with pytest.raises(BadRequestError, match="No space left"):
         DekFile(path).replace(b"before", b"after")
     assert path.read_bytes() == b"before"
@@ -198,6 +198,33 @@ def test_a_folder_means_its_files_and_a_link_its_target(tmp_path: Path) -> None:
     link.symlink_to(folder / "a")
     assert [file.path for file in files_of([folder])] == [folder / "a", folder / "b"]
     assert [file.path for file in files_of([link])] == [folder / "a"]
+
+
+def test_a_folder_that_may_not_be_read_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(BadRequestError, match="cannot be read: Permission denied"):
+        files_of([tmp_path])
+
+
+def test_a_link_that_leads_to_itself_is_told_as_such(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(link)
+    with pytest.raises(BadRequestError, match="cannot be read"):
+        [file.read() for file in files_of([link])]
+
+
+@pytest.mark.parametrize("token", ["canary\ncanary", "canary\u00e9", "\x1bcanary", "", "\n"])
+def test_a_token_that_is_none_is_refused_and_not_quoted(tmp_path: Path, token: str) -> None:
+    (tmp_path / "token").write_text(token)
+    with pytest.raises(BadRequestError, match="holds no token") as caught:
+        kube.Api("127.0.0.1:1", tmp_path).send("GET", "/", None)
+    assert "canary" not in str(caught.value) + caught.value.hint
+    assert caught.value.__context__ is None
 
 
 def test_a_secret_mounted_as_a_folder_is_refused(tmp_path: Path) -> None:
