@@ -166,7 +166,14 @@ def only(found: list[int], label: str, object_id: bytes) -> int:
 
 
 def read_public_key(cryptoki: Cryptoki, session: int, handle: int, key_id: bytes) -> SigningKey:
-    """Return the key of a public key object; UnsupportedError for a kind that is not ours."""
+    """Return the key of a public key object; UnsupportedError for one that cannot be used."""
+    try:
+        return _public_key(cryptoki, session, handle, key_id)
+    except ValueError:  # of cryptography: other programs write such objects too
+        raise UnsupportedError("the signing key's public half is malformed") from None
+
+
+def _public_key(cryptoki: Cryptoki, session: int, handle: int, key_id: bytes) -> SigningKey:
     (kind,) = cryptoki.read(session, handle, [Attribute.KEY_TYPE])
     key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
     algorithm: KeyAlgorithm | None

@@ -13,7 +13,7 @@ from hsm_plugin.errors import HsmPluginError
 from hsm_plugin.log import event
 from hsm_plugin.sightings import Sightings
 from hsm_plugin.token_client import TokenClient
-from hsm_plugin.trust import load_certificate
+from hsm_plugin.trust import MALFORMED, load_certificate
 
 SNAPSHOT_SECONDS = 5.0
 EXPIRY_SECONDS = 60.0
@@ -88,7 +88,7 @@ def _expiry(path: Path) -> float:
         with path.open("rb") as file:
             content = file.read(_MAX_FILE_BYTES)
         return x509.load_pem_x509_certificates(content)[0].not_valid_after_utc.timestamp()
-    except (OSError, ValueError):
+    except (OSError, *MALFORMED):
         return 0.0
 
 

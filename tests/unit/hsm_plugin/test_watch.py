@@ -92,3 +92,15 @@ async def test_a_watched_file_that_holds_no_certificate_ends_at_zero(
     seen = watching.sightings.certificates
     assert seen[str(good)] > datetime.now(UTC).timestamp()
     assert seen[str(bad)] == seen[str(tmp_path / "none.pem")] == 0
+
+
+@pytest.mark.parametrize("name", ["certificate-of-version-9.pem", "certificate-truncated.der"])
+async def test_a_watched_file_that_is_no_sound_certificate_does_not_end_the_watch(
+    token: Token, name: str
+) -> None:
+    path = Path(__file__).parents[2] / "corpus" / name
+    token.breaker.close()
+    watching = watch(token, path)
+    await watching.look()
+    assert watching.sightings.certificates == {str(path): 0.0}
+    assert token.asked == ["roots", "keys"]
