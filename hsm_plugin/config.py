@@ -231,7 +231,7 @@ def audit_settings(
     if not 1 <= checkpoint_entries <= 1_000_000:  # noqa: PLR2004 - said in the message
         faults.append("--audit-checkpoint-entries must be 1 to 1000000")
     if not 1 <= checkpoint_seconds <= 86_400:  # noqa: PLR2004 - said in the message
-        faults.append("--audit-checkpoint-every must be 1s to 1440m")
+        faults.append("--audit-checkpoint-every must be 1s to 24h")
     if faults:
         raise ConfigError("; ".join(faults), hint="see `hsm-plugin serve --help`")
     return AuditSettings(

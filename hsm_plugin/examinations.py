@@ -37,7 +37,7 @@ def add(commands: Any, client: argparse.ArgumentParser, token: argparse.Argument
         "--certificate-lifetime",
         type=durations.seconds,
         default=86_400.0,
-        help="of the mesh, renewed at half (1440m)",
+        help="of the mesh, renewed at half (24h)",
     )
     audit = commands.add_parser("audit", help="judge the audit log")
     audits = audit.add_subparsers(dest="audit_command", required=True, metavar="COMMAND")

@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 
-from hsm_plugin import callers, child_process, log
+from hsm_plugin import callers, child_process, core_dumps, log
 from hsm_plugin.errors import ConfigError
 from hsm_plugin.front_log import PacedLog
 from hsm_plugin.front_pipe import Pipe
@@ -73,9 +73,10 @@ class Front:
             try:
                 connection, _ = await loop.sock_accept(listener)
             except OSError as error:
-                if error.errno in _OUT_OF_DESCRIPTORS:
+                is_out = error.errno in _OUT_OF_DESCRIPTORS
+                if is_out:
                     self._refuse("out of descriptors or memory", via=kind)
-                    await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
+                await asyncio.sleep(_ACCEPT_PAUSE_SECONDS if is_out else 0)
                 continue
             if self._open[kind] >= self._settings.limits.connections:
                 self._refuse("too many connections", via=kind)
@@ -303,7 +304,7 @@ async def _run(settings: FrontSettings) -> None:
 def main(parent: int) -> None:
     """Serve until standard input is closed. Standard output has one line: `{}`, or an error."""
     child_process.bind_to_parent(parent)
-    child_process.keep_memory_private()
+    core_dumps.forbid()
     child_process.leave_signals_to_parent()
     settings = FrontSettings.from_line(sys.stdin.buffer.readline())
     log.setup(as_json=settings.as_json)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from hsm_plugin import child_process, deadline, wire
+from hsm_plugin import child_process, core_dumps, deadline, wire
 from hsm_plugin.errors import HsmPluginError
 from hsm_plugin.gcm_iv import GcmIv
 from hsm_plugin.keys import CBC_KEK_LABEL, CBC_MAC_LABEL, CbcLabels
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     """Serve requests until the socket is closed; the process ends here."""
     options = _parser().parse_args(arguments)
     child_process.bind_to_parent(options.parent)
-    child_process.keep_memory_private()
+    core_dumps.forbid()
     child_process.leave_signals_to_parent()
     connection = socket.socket(fileno=options.socket)
     connection.set_inheritable(False)

@@ -10,13 +10,14 @@ from hsm_plugin.cli import run
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("500ms", 0.5), ("10s", 10.0), ("2m", 120.0), ("7", 7.0), ("0", 0.0)]
+    ("text", "seconds"),
+    [("500ms", 0.5), ("10s", 10.0), ("2m", 120.0), ("24h", 86_400.0), ("7", 7.0), ("0", 0.0)],
 )
 def test_a_duration_is_read_in_its_unit(text: str, seconds: float) -> None:
     assert durations.seconds(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "s", "-1s", "1h", "1.5s", "1 s", "9999999", "nan", "1s\n"])
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1d", "1.5s", "1 s", "9999999", "nan", "1s\n"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not a duration"):
         durations.seconds(text)
