@@ -24,6 +24,7 @@ from hsm_plugin import (
     log,
     token_options,
 )
+from hsm_plugin.certificate_name import printable
 from hsm_plugin.client import (
     KEY_ALGORITHMS,
     SIGNATURE_ALGORITHMS,
@@ -140,15 +141,13 @@ def _call(options: argparse.Namespace, client: Client) -> None:
             _show(options, result, f"KEK ID: {result['kek_id']}")
         case "import-ca":
             result = client.import_ca(options.file, options.ca_id)
-            _show(
-                options, result, f"Imported root: {result['subject']}, SHA-256 {result['sha256']}"
-            )
+            _show(options, result, f"Imported root: {_subject(result)}, SHA-256 {result['sha256']}")
         case "decrypt-csr":
             result = client.decrypt_csr(options.file, options.out)
             _show(options, result, _csr_text(result, options.out))
         case "verify-cert":
             result = client.verify_cert(options.file)
-            _show(options, result, f"Verified: {result['subject']}, until {result['not_after']}")
+            _show(options, result, f"Verified: {_subject(result)}, until {result['not_after']}")
         case "health":
             _show(options, client.health(), "The plugin serves")
         case "list-keys":
@@ -179,9 +178,13 @@ def _csr_text(result: Result, output: Path | None) -> str:
     if output is None:
         return str(result["csr"]).rstrip()
     return (
-        f"Wrote {output}: subject {result['subject']}, "
+        f"Wrote {output}: subject {_subject(result)}, "
         f"public key SHA-256 {result['public_key_sha256']}"
     )
+
+
+def _subject(result: Result) -> str:
+    return printable(str(result["subject"]))
 
 
 def _show(options: argparse.Namespace, result: Mapping[str, object], text: str) -> None:

@@ -4,7 +4,6 @@ import base64
 import binascii
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from hsm_plugin import whole_file
 from hsm_plugin.errors import BadRequestError, HsmPluginError, HsmUnavailableError
 from hsm_plugin.key_reference import KeyUse
 from hsm_plugin.key_reference import key_id as key_id_of
@@ -77,6 +77,7 @@ class Client:
         try:
             csr = x509.load_pem_x509_csr(response.plaintext)
             is_genuine = csr.is_signature_valid
+            subject = csr.subject.rfc4514_string()  # read lazily: it may be malformed
         except MALFORMED:
             is_genuine = False
         if not is_genuine:
@@ -84,16 +85,17 @@ class Client:
                 f"{path} decrypts, but not to a certificate request that its own key signed",
                 hint="take the Secret istio-ca-cert-csr again",
             )
+        pem = csr.public_bytes(serialization.Encoding.PEM)  # and nothing that stood around it
         if output is not None:
-            _write(output, response.plaintext)
+            _write(output, pem)
         spki = csr.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
         return {
             "csr_id": secret["csr-id"].decode(),
-            "subject": csr.subject.rfc4514_string(),
+            "subject": subject,
             "public_key_sha256": _sha256(spki),
-            "csr": response.plaintext.decode(),
+            "csr": pem.decode(),
         }
 
     def verify_cert(self, path: Path) -> Result:
@@ -328,17 +330,9 @@ def _read(path: Path) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Replace the file whole; a CSR is public, so its mode is left to the umask."""
+    """Replace the file; a CSR is public, so everybody may read it."""
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        whole_file.replace(path, content, mode=0o644)
     except OSError as error:
         raise BadRequestError(
             f"{path} cannot be written: {error.strerror}", hint="check the folder and its mode"

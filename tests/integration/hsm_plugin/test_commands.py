@@ -309,6 +309,28 @@ def test_decrypt_csr_refuses_a_changed_secret(
     assert words in command("decrypt-csr", "-f", path).refusal()[0]
 
 
+def test_decrypt_csr_shows_the_request_alone_and_nothing_that_moves_a_cursor(
+    command: Command,
+    tmp_path: Path,
+    keys: KeyManagementServiceStub,
+    secret: dict[str, bytes],
+) -> None:
+    hostile = pki.request("Mesh\x1b[8m CA")
+    sealed = keys.AuthenticatedEncrypt(
+        kms.AuthenticatedEncryptRequest(
+            kek_kid=secret["kek-id"],
+            encrypted_dek_blob=secret["encrypted-dek"],
+            plaintext=b"\xff\x1b[2J\n" + hostile,
+            aad=secret["csr-id"],
+        )
+    )
+    path = written(tmp_path / "secret.json", data_of(secret | {"encrypted-csr": sealed.ciphertext}))
+    assert command("decrypt-csr", "-f", path).out.encode() == hostile
+    shown = command("decrypt-csr", "-f", path, "-o", tmp_path / "out.csr").out
+    assert "subject CN=Mesh?[8m CA" in shown
+    assert (tmp_path / "out.csr").read_bytes() == hostile
+
+
 def test_decrypt_csr_refuses_a_tampered_request(
     command: Command, tmp_path: Path, secret: dict[str, bytes]
 ) -> None:
