@@ -16,6 +16,7 @@ from pathlib import Path
 
 from istio_hsm_installer import config
 from istio_hsm_installer.errors import InputError, ToolError
+from istio_hsm_installer.interruption import by_sigterm_too
 from istio_hsm_installer.pkcs11_uri import KeyUri
 from istio_hsm_installer.programs import Plugin
 
@@ -28,12 +29,11 @@ _READY, _FAILED = "token.connected", "token.unavailable"
 
 @contextmanager
 def running(command: str, key: KeyUri) -> Iterator[Plugin]:
-    """Yield a plugin that is logged in to the key's token."""
+    """Yield a plugin that is logged in to the token; it ends with the block, by SIGTERM too."""
     for what, name in (("module-path", key.module), ("pin-source", key.pin_file)):
         if not Path(name).is_file():
             raise InputError(f"{what} {name} is no file", hint="correct the PKCS#11 URI")
-    folder = Path(tempfile.mkdtemp(prefix="istio-hsm-root-"))
-    try:
+    with by_sigterm_too(), _folder() as folder:
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 [config.find_program(command), "serve"],
@@ -56,6 +56,13 @@ def running(command: str, key: KeyUri) -> Iterator[Plugin]:
             yield Plugin(command, folder / "s")
         finally:
             _stop(process)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="istio-hsm-root-"))
+    try:
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

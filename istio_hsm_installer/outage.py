@@ -6,13 +6,13 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 from istio_hsm_installer import programs
 from istio_hsm_installer.errors import InputError, InstallerError, ToolError
+from istio_hsm_installer.interruption import by_sigterm_too
 from istio_hsm_installer.kube import Cluster
-from istio_hsm_installer.objects import Ref, section
+from istio_hsm_installer.objects import Ref, name_of, section
 
 _KINDS: Mapping[str, str] = {"deployment": "Deployment", "statefulset": "StatefulSet"}
 
@@ -28,25 +28,22 @@ class Outage(Protocol):
         """Make the part fail."""
 
     def end(self) -> None:
-        """Let it come back; called once for each begin, whatever happened between."""
+        """Let it come back; called once for each begin that may have done something."""
 
 
 @contextmanager
 def lasting(outage: Outage) -> Iterator[None]:
     """Begin the outage, and end it with the block; SIGTERM ends the block as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        outage.begin()
+    with by_sigterm_too():
+        try:
+            outage.begin()
+        except KeyboardInterrupt:  # it may have begun
+            outage.end()
+            raise
         try:
             yield
         finally:
             outage.end()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +68,7 @@ class DeletedPods:
                 hint="correct --selector or --namespace",
             )
         for pod in pods:
-            self.cluster.delete(
-                Ref("Pod", str(section(pod, "metadata").get("name")), self.namespace)
-            )
+            self.cluster.delete(Ref("Pod", name_of(pod), self.namespace))
 
     def end(self) -> None:
         """Nothing: the Deployment makes new ones."""
@@ -108,7 +103,9 @@ class ScaledToNone:
         self._cluster.patch(self._ref, {"spec": {"replicas": 0}})
 
     def end(self) -> None:
-        """Give them back."""
+        """Give them back, if they were looked at."""
+        if self._replicas is None:
+            return
         try:
             self._cluster.patch(self._ref, {"spec": {"replicas": self._replicas}})
         except InstallerError as error:

@@ -1,7 +1,8 @@
 import pytest
 
-from istio_hsm_installer import drill
+from istio_hsm_installer import drill, outage
 from istio_hsm_installer.drill import Sample
+from istio_hsm_installer.errors import InputError
 
 
 def samples(*states: str) -> list[Sample]:
@@ -40,3 +41,35 @@ def test_what_was_asked_before_the_end_is_no_recovery() -> None:
 def test_three_certificates_in_a_row_count_as_served(states: list[str], *, is_so: bool) -> None:
     assert drill.is_serving(samples(*states), 0.0) is is_so
     assert not drill.is_serving(samples(*states), 2.0)
+
+
+class Stroke:
+    """An outage whose begin is interrupted after it has done its work."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.ends = 0
+
+    @property
+    def what(self) -> str:
+        return "nothing"
+
+    def begin(self) -> None:
+        raise self.error
+
+    def end(self) -> None:
+        self.ends += 1
+
+
+@pytest.mark.parametrize(("error", "ends"), [(KeyboardInterrupt(), 1), (InputError("none"), 0)])
+def test_an_outage_that_was_interrupted_as_it_began_is_ended(
+    error: BaseException, ends: int
+) -> None:
+    stroke = Stroke(error)
+    with pytest.raises(type(error)), outage.lasting(stroke):
+        pytest.fail("it did not begin")
+    assert stroke.ends == ends
+
+
+def test_what_was_not_scaled_is_not_scaled_back() -> None:
+    outage.ScaledToNone(None, "vault/statefulset/vault").end()  # type: ignore[arg-type] # not asked
