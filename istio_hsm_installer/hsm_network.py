@@ -19,8 +19,8 @@ def shake_hands(hsm: HsmOptions, address: str) -> None:
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
         context.load_verify_locations(hsm.server_cert_file)
-        context.load_cert_chain(hsm.client_cert_file, hsm.client_key_file)
-    except (ssl.SSLError, OSError):
+        context.load_cert_chain(hsm.client_cert_file, hsm.client_key_file, password=_no_password)
+    except (ssl.SSLError, OSError, ValueError):
         raise InputError(
             "the HSM's files cannot be used for TLS",
             hint="check hsm.serverCertFile, hsm.clientCertFile and hsm.clientKeyFile",
@@ -38,8 +38,13 @@ def shake_hands(hsm: HsmOptions, address: str) -> None:
             f"{error.verify_message}",
             hint="fetch the HSM's certificate again by a trusted way",
         ) from None
-    except OSError as error:
+    except (OSError, ValueError, OverflowError) as error:  # no host's name, no port
         raise InstallerError(
             f"the HSM at {address} cannot be reached over TLS: {type(error).__name__}",
             hint="check hsm.address, the firewall, and that the client is registered",
         ) from None
+
+
+def _no_password() -> str:
+    """Refuse an encrypted key, instead of asking at a terminal."""
+    return ""

@@ -220,6 +220,11 @@ def connect(kubeconfig: Path | None, context: str | None) -> Cluster:
         raise KubeUnreachableError(
             f"no cluster to talk to: {error}", hint="name one with --kubeconfig and --context"
         ) from None
+    except Exception as error:  # noqa: BLE001 - what the loader raises about a file that is none
+        raise KubeUnreachableError(
+            f"no cluster to talk to: the kubeconfig cannot be read ({type(error).__name__})",
+            hint="name one with --kubeconfig and --context; try: kubectl config view",
+        ) from None
     settings.retries = False
     return Cluster(client.ApiClient(settings))
 

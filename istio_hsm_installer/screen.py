@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
+from rich.text import Text as RichText
 
 from istio_hsm_installer.engine import Outcome, Result, Results
 from istio_hsm_installer.errors import InstallerError, ManyErrors
@@ -37,7 +37,7 @@ def show(output: Output, result: Mapping[str, str]) -> None:
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in result.items():
-        table.add_row(Text(name.replace("_", " "), style="bold"), Text(value))
+        table.add_row(_text(name.replace("_", " "), style="bold"), _text(value))
     _console().print(table)
 
 
@@ -47,7 +47,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         return
     made = Table(*heads, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        made.add_row(*map(Text, row))
+        made.add_row(*map(_text, row))
     _console().print(made)
 
 
@@ -58,29 +58,29 @@ def as_json(document: object) -> None:
 
 def say(text: str, style: str = "") -> None:
     """Write one line of text, as it is."""
-    _console().print(Text(text, style=style))
+    _console().print(_text(text, style=style))
 
 
 def tell(text: str) -> None:
     """Write one line of progress to stderr."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(text, style="dim"))
+    Console(stderr=True, soft_wrap=True, highlight=False).print(_text(text, style="dim"))
 
 
 def step(result: Result) -> None:
     """Write a step and what it changes."""
     mark, style = _MARKS[result.outcome]
-    line = Text.assemble((f"{mark} {result.step}", style), (f"  {result.title}", "dim"))
+    line = RichText.assemble((f"{mark} {result.step}", style), (f"  {result.title}", "dim"))
     console = _console()
     console.print(line)
     for change in result.changes:
-        console.print(Text(f"    {change.action} {change.what}"))
+        console.print(_text(f"    {change.action} {change.what}"))
         for entry in change.diff:
-            console.print(Text(f"      {entry}", style=_DIFF_STYLES.get(entry[:1], "")))
+            console.print(_text(f"      {entry}", style=_DIFF_STYLES.get(entry[:1], "")))
         for entry in change.note.splitlines():
-            console.print(Text(f"      {entry}", style="cyan"))
+            console.print(_text(f"      {entry}", style="cyan"))
     if result.outcome is not Outcome.MANUAL:
         for note in result.notes:
-            console.print(Text(f"    {note}"))
+            console.print(_text(f"    {note}"))
 
 
 def step_document(result: Result) -> Mapping[str, object]:
@@ -121,9 +121,9 @@ def fail(error: InstallerError, output: Output = Output.TEXT) -> None:
 def fail_with(message: str, hint: str) -> None:
     """Write a cause and a hint."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(Text.assemble(("error:", "bold red"), " ", message))
+    console.print(RichText.assemble(("error:", "bold red"), " ", _text(message)))
     if hint:
-        console.print(Text.assemble(("hint:", "bold yellow"), " ", hint))
+        console.print(RichText.assemble(("hint:", "bold yellow"), " ", _text(hint)))
 
 
 def counted(results: Results) -> str:
@@ -140,6 +140,12 @@ def _each(error: InstallerError) -> Iterator[InstallerError]:
             yield from _each(entry)
     else:
         yield error
+
+
+def _text(text: str, style: str = "") -> RichText:
+    """Return the text, in which nothing moves a cursor or hides what follows: it may be hostile."""
+    plain = "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)
+    return RichText(plain, style=style)
 
 
 def _console() -> Console:

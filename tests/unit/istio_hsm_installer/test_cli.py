@@ -143,3 +143,16 @@ def test_help_and_version_exit_with_0(capsys: pytest.CaptureFixture[str]) -> Non
     assert run(["--version"]) == 0
     assert run([]) == 0
     assert "ceremony" in capsys.readouterr().out
+
+
+def test_a_hostile_name_in_a_request_neither_moves_a_cursor_nor_hides_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "mesh\x1b[8m\u202ehidden")])
+    csr = x509.CertificateSigningRequestBuilder().subject_name(name)
+    signed = csr.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    (tmp_path / "csr.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    assert run(["ceremony", "show", str(tmp_path / "csr.pem")]) == 0
+    shown = capsys.readouterr().out
+    assert "O=mesh?[8m?hidden" in shown
+    assert "public key sha256" in shown

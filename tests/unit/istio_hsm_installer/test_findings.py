@@ -1,5 +1,11 @@
+import fcntl
+import os
+import pty
 import socket
 import ssl
+import subprocess
+import sys
+import termios
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +17,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from istio_hsm_installer import findings, hsm_network
+from istio_hsm_installer import findings, hsm_network, tls_peer
 from istio_hsm_installer.errors import InputError, InstallerError
 from istio_hsm_installer.options import HsmOptions
 from tests.support import pki
@@ -170,3 +176,62 @@ def test_an_hsm_that_is_away_is_found(hsm: HsmOptions) -> None:
 def test_files_that_are_no_pair_are_told_before_any_connection(hsm: HsmOptions) -> None:
     with pytest.raises(InputError, match="cannot be used for TLS"):
         hsm_network.shake_hands(replace(hsm, client_cert_file=hsm.server_cert_file), "127.0.0.1:1")
+
+
+@pytest.mark.parametrize("address", ["a..b:1792", f"{'x' * 70}.example:1792", "127.0.0.1:0"])
+def test_an_address_that_is_none_is_told_as_such(hsm: HsmOptions, address: str) -> None:
+    with pytest.raises(InstallerError, match="cannot be reached over TLS"):
+        hsm_network.shake_hands(hsm, address)
+    with pytest.raises(InstallerError, match=r"answers over TLS|is no address"):
+        tls_peer.look(address, name=None, root_pem=b"")
+
+
+_ENCRYPTED = """
+import sys
+from pathlib import Path
+from istio_hsm_installer import hsm_network
+from istio_hsm_installer.errors import InputError
+from istio_hsm_installer.options import HsmOptions
+
+folder = Path(sys.argv[1])
+hsm = HsmOptions(
+    slot_label="mesh",
+    kek_id="kek",
+    root_cert_file=folder / "none",
+    client_cert_file=folder / "client.pem",
+    client_key_file=folder / "client.key",
+    server_cert_file=folder / "server.pem",
+)
+try:
+    hsm_network.shake_hands(hsm, "127.0.0.1:1")
+except InputError:
+    sys.exit(7)
+"""
+
+
+def test_no_passphrase_of_a_clients_key_is_asked_for_at_a_terminal(
+    hsm: HsmOptions, tmp_path: Path
+) -> None:
+    key = serialization.load_pem_private_key(hsm.client_key_file.read_bytes(), None)
+    hsm.client_key_file.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    ours, terminal = pty.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _ENCRYPTED, str(tmp_path)],
+            stdin=terminal,
+            capture_output=True,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(terminal, termios.TIOCSCTTY, 0),
+            timeout=20,
+            check=False,
+        )
+    finally:
+        os.close(ours)
+        os.close(terminal)
+    assert done.returncode == 7, done.stderr
