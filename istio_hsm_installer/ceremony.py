@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from istio_hsm_installer.certificate_errors import MALFORMED
+from istio_hsm_installer import certificates
+from istio_hsm_installer.certificates import MALFORMED, is_signed_by, key_sha256
 from istio_hsm_installer.errors import InputError, RefusedError
 
 MIN_RSA_BITS = 2048
@@ -44,7 +44,7 @@ class Request:
     @property
     def key_sha256(self) -> str:
         """SHA-256 of the DER SubjectPublicKeyInfo: what two people compare by voice."""
-        return _fingerprint(self.key)
+        return key_sha256(self.key)
 
 
 def load_request(pem: bytes) -> Request:
@@ -59,6 +59,11 @@ def load_request(pem: bytes) -> Request:
             "this is not a PEM certificate request",
             hint="decrypt it first: hsm-plugin decrypt-csr -f encrypted_csr.json -o csr.pem",
         ) from None
+    if not csr.subject.rdns:  # RFC 5280, section 4.1.2.6: a CA has a name
+        raise RefusedError(
+            "the request names no subject, which a CA certificate must have",
+            hint="have it made anew: istiod and the bridge name their trust domain",
+        )
     if not is_genuine:
         raise RefusedError(
             "the request was not signed by the key that it names",
@@ -106,7 +111,7 @@ def sign(
 
 def check_pair(root: x509.Certificate, root_key: RootKey) -> None:
     """Return when the key is the certificate's."""
-    if _fingerprint(root_key.public_key()) != _fingerprint(_public_key(root)):
+    if key_sha256(root_key.public_key()) != key_sha256(_public_key(root)):
         raise InputError(
             "the root key does not belong to the root certificate",
             hint="give the pair that was made together",
@@ -120,9 +125,11 @@ def make_root(
     try:
         name = x509.Name.from_rfc4514_string(subject)
     except ValueError:
+        name = x509.Name([])
+    if not name.rdns:
         raise InputError(
             f"{subject!r} is no RFC 4514 name", hint="write such as CN=Mesh Root,O=Example"
-        ) from None
+        )
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     root = (
         x509.CertificateBuilder()
@@ -152,7 +159,7 @@ def check_chain(chain: Sequence[x509.Certificate], request: Request, *, now: dat
             "the chain holds fewer than two certificates",
             hint="put the CA's certificate first, intermediates next, the root last",
         )
-    if _fingerprint(_public_key(chain[0])) != request.key_sha256:
+    if key_sha256(_public_key(chain[0])) != request.key_sha256:
         raise RefusedError(
             "the first certificate is for another key than the one in the HSM",
             hint="sign the CSR that was fetched last, and put its certificate first",
@@ -164,25 +171,20 @@ def check_chain(chain: Sequence[x509.Certificate], request: Request, *, now: dat
                 f'"{certificate.subject.rfc4514_string()}" is expired or not yet valid',
                 hint="compare the clocks, or have it signed again",
             )
-        try:
-            certificate.verify_directly_issued_by(issuer)
-        except (InvalidSignature, *MALFORMED):
+        if not is_signed_by(certificate, issuer):
             raise RefusedError(
                 f'"{certificate.subject.rfc4514_string()}" was not signed by '
                 f'"{issuer.subject.rfc4514_string()}"',
                 hint="order the chain from the CA's certificate to the self-signed root",
-            ) from None
+            )
 
 
 def load_chain(pem: bytes) -> list[x509.Certificate]:
     """Return the certificates of a PEM; InputError when there are none."""
     try:
-        chain = x509.load_pem_x509_certificates(pem)
-        for entry in chain:
-            _ = (entry.subject, entry.issuer, entry.extensions, entry.public_key())  # read lazily
+        return certificates.load(pem)
     except MALFORMED:
         raise InputError("there is no sound PEM certificate in the chain") from None
-    return chain
 
 
 def to_pem(chain: Sequence[x509.Certificate]) -> bytes:
@@ -265,13 +267,3 @@ def _kind(key: CaKey) -> str:
     if isinstance(key, rsa.RSAPublicKey):
         return f"RSA-{key.key_size}"
     return f"ECDSA {key.curve.name}"
-
-
-def _fingerprint(key: CaKey) -> str:
-    digest = hashes.Hash(hashes.SHA256())
-    digest.update(
-        key.public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-    )
-    return digest.finalize().hex()

@@ -6,11 +6,18 @@ from collections.abc import Callable
 
 from istio_hsm_installer.errors import InputError, RefusedError, WaitError
 from istio_hsm_installer.kube import Cluster
-from istio_hsm_installer.objects import MANAGED_BY, Document, Ref, entries, section
-from istio_hsm_installer.secret_dir import CHAIN_KEY, CHAIN_SECRET
+from istio_hsm_installer.objects import (
+    MANAGED_BY,
+    Document,
+    Ref,
+    container_statuses,
+    entries,
+    name_of,
+    section,
+)
+from istio_hsm_installer.secret_dir import CHAIN_KEY, CHAIN_SECRET, CSR_SECRET
 from istio_hsm_installer.waiting import wait_until
 
-CSR_SECRET = "istio-ca-cert-csr"  # noqa: S105 - a Secret's name
 _CSR_KEYS = ("kek-id", "encrypted-dek", "csr-id", "encrypted-csr")
 _POLL_SECONDS = 1.0
 
@@ -90,10 +97,8 @@ def _is_ready(pod: Document) -> bool:
 
 def _waiting(pod: Document) -> str:
     """Return the pod's name and which of its containers are not ready."""
-    name = section(pod, "metadata").get("name")
-    containers = [
-        *entries(pod, "status", "initContainerStatuses"),
-        *entries(pod, "status", "containerStatuses"),
-    ]
+    containers = container_statuses(pod)
     unready = [str(entry.get("name")) for entry in containers if entry.get("ready") is not True]
-    return f"pod {name}: {', '.join(unready) or section(pod, 'status').get('phase')} not ready"
+    return (
+        f"pod {name_of(pod)}: {', '.join(unready) or section(pod, 'status').get('phase')} not ready"
+    )

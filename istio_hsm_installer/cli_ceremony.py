@@ -1,6 +1,6 @@
 """`istio-hsm ceremony`: the offline root signs istiod's CA request; the chain is delivered."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives import serialization
 
 from istio_hsm_installer import (
     ceremony,
+    certificates,
     chain_delivery,
-    custody,
     offline_plugin,
     pkcs11_uri,
     root_crl,
@@ -23,7 +23,7 @@ from istio_hsm_installer import (
     secret_dir,
     token_key,
 )
-from istio_hsm_installer.errors import InputError
+from istio_hsm_installer.errors import InputError, ToolError
 from istio_hsm_installer.files import read_file, write_file
 from istio_hsm_installer.programs import Plugin
 from istio_hsm_installer.screen import Output
@@ -128,7 +128,7 @@ def root(
     uri = pkcs11_uri.parse(root_pkcs11)
     with offline_plugin.running(plugin_command, uri) as plugin:
         made = plugin.make_signing_key(uri.key_id, key_algorithm.value)
-        public_key = serialization.load_pem_public_key(str(made.get("public_key", "")).encode())
+        public_key = _public_key(made)
         key = token_key.of(public_key, partial(plugin.sign_digest, uri.key_id))
         certificate = ceremony.make_root(
             subject, key, lifetime=timedelta(days=days), now=datetime.now(UTC)
@@ -208,10 +208,10 @@ def submit(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Deliver a chain, unless its key is not the one that the CSR was made with."""
-    certificates = ceremony.load_chain(read_file(chain))
+    delivered_chain = ceremony.load_chain(read_file(chain))
     request = ceremony.load_request(read_file(csr))
-    ceremony.check_chain(certificates, request, now=datetime.now(UTC))
-    pem = ceremony.to_pem(certificates)
+    ceremony.check_chain(delivered_chain, request, now=datetime.now(UTC))
+    pem = ceremony.to_pem(delivered_chain)
     if store_dir is not None:
         delivered = str(secret_dir.write_chain(store_dir, pem))
     else:
@@ -222,7 +222,16 @@ def submit(
             chain_delivery.wait_until_ready(
                 cluster, namespace, selector, seconds=wait, tell=screen.tell
             )
-    screen.show(output, {"delivered": delivered, **_described(certificates[0])})
+    screen.show(output, {"delivered": delivered, **_described(delivered_chain[0])})
+
+
+def _public_key(made: Mapping[str, object]) -> object:
+    try:
+        return serialization.load_pem_public_key(str(made.get("public_key", "")).encode())
+    except certificates.MALFORMED:
+        raise ToolError(
+            "hsm-plugin answered no public key", hint="name this project's with --plugin-command"
+        ) from None
 
 
 def _check_told_once(root_key: Path | None, root_pkcs11: str | None) -> None:
@@ -261,7 +270,7 @@ def _check_in_token(plugin: Plugin, key_id: str, certificate: x509.Certificate) 
             f"the token has no signing key {key_id}",
             hint=f"its signing keys: {known}; hsm-plugin knows them by their label, see the docs",
         )
-    if found.get("public_key_sha256") != custody.key_sha256(certificate):
+    if found.get("public_key_sha256") != certificates.key_sha256(certificate.public_key()):
         raise InputError(
             f"the key {key_id} in the token is not the root certificate's",
             hint=str(found.get("fault") or "give the certificate that was made for this key"),

@@ -11,16 +11,11 @@ from istio_hsm_installer import screen, status, verification
 from istio_hsm_installer.config import Secret
 from istio_hsm_installer.custody import KeyPlace
 from istio_hsm_installer.errors import InstallerError
-from istio_hsm_installer.installation import (
-    CSR_SECRET,
-    STATUS_MAP,
-    Installation,
-    name_of,
-    when,
-)
-from istio_hsm_installer.objects import Ref
+from istio_hsm_installer.installation import STATUS_MAP, Installation, when
+from istio_hsm_installer.objects import Ref, name_of
 from istio_hsm_installer.options import Options
 from istio_hsm_installer.screen import Output
+from istio_hsm_installer.secret_dir import CSR_SECRET
 from istio_hsm_installer.status import Facts
 from istio_hsm_installer.vault import Vault
 from istio_hsm_installer.verification import Point

@@ -6,10 +6,10 @@ from datetime import datetime
 from enum import StrEnum
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 
-from istio_hsm_installer.certificate_errors import MALFORMED
+from istio_hsm_installer import certificates
+from istio_hsm_installer.certificates import is_signed_by, key_sha256
 from istio_hsm_installer.verification import Point
 
 
@@ -51,7 +51,7 @@ def served(
     """Return whether what is served was signed by the HSM's certificate, and is trusted."""
     name = f"served at {where}"
     issuer = chain[0].subject.rfc4514_string()
-    if not _is_signed_by(leaf, chain[0]):
+    if not is_signed_by(leaf, chain[0]):
         other = leaf.issuer.rfc4514_string()
         return [
             Point(
@@ -95,7 +95,7 @@ def resident(
             said=f"key {key.key_id} is not used: {fault}",
             hint="make a new CA key in the HSM, and hold the ceremony again",
         )
-    if not chain or found.get("public_key_sha256") != key_sha256(chain[0]):
+    if not chain or found.get("public_key_sha256") != key_sha256(chain[0].public_key()):
         return Point(
             name,
             is_fine=False,
@@ -126,7 +126,7 @@ def bundle(found: Sequence[bytes], chain: Sequence[x509.Certificate]) -> Point:
     """Return whether each CA bundle of the injection webhook has the root of the chain."""
     name = "webhook's CA"
     root = chain[-1].fingerprint(hashes.SHA256())
-    wrong = [pem for pem in found if root not in _fingerprints(pem)]
+    wrong = [pem for pem in found if root not in certificates.fingerprints(pem)]
     if not found or wrong:
         return Point(
             name,
@@ -156,16 +156,16 @@ def istiod_tls(
     title = "Secret istiod-tls"
     hint = "see the bridge's log; without it istiod does not start"
     try:
-        leaf = x509.load_pem_x509_certificates(values.get("tls.crt", b""))[0]
+        leaf = certificates.read(values.get("tls.crt", b""))[0]
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         dns = names.get_values_for_type(x509.DNSName)
-    except (ValueError, x509.ExtensionNotFound):
+    except (IndexError, x509.ExtensionNotFound):
         return Point(title, is_fine=False, said="holds no certificate with names", hint=hint)
     faults = [
         text
         for is_wrong, text in (
             (name not in dns, f"is not for {name}"),
-            (not _is_signed_by(leaf, chain[0]), "is not signed by the HSM's certificate"),
+            (not is_signed_by(leaf, chain[0]), "is not signed by the HSM's certificate"),
             (not leaf.not_valid_before_utc <= now < leaf.not_valid_after_utc, "is expired"),
         )
         if is_wrong
@@ -173,31 +173,3 @@ def istiod_tls(
     if faults:
         return Point(title, is_fine=False, said=", ".join(faults), hint=hint)
     return Point(title, is_fine=True, said=f"until {leaf.not_valid_after_utc:%Y-%m-%d %H:%M}Z")
-
-
-def key_sha256(certificate: x509.Certificate) -> str:
-    """Return the SHA-256 of the DER SubjectPublicKeyInfo, as the plugin lists it."""
-    digest = hashes.Hash(hashes.SHA256())
-    digest.update(
-        certificate.public_key().public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-    )
-    return digest.finalize().hex()
-
-
-def _is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
-
-
-def _fingerprints(pem: bytes) -> set[bytes]:
-    try:
-        return {
-            entry.fingerprint(hashes.SHA256()) for entry in x509.load_pem_x509_certificates(pem)
-        }
-    except MALFORMED:
-        return set()

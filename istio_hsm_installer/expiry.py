@@ -6,7 +6,7 @@ from datetime import datetime
 
 from cryptography import x509
 
-from istio_hsm_installer.certificate_errors import MALFORMED
+from istio_hsm_installer.certificates import read
 from istio_hsm_installer.installation import TLS_SECRET, Installation
 from istio_hsm_installer.secret_dir import CHAIN_SECRET
 
@@ -27,9 +27,9 @@ def table(installation: Installation, now: datetime) -> Sequence[Row]:
     vault = (installation.config_map("vault-tls-cert") or {}).get("cert", "")
     found = [
         (f"Secret {CHAIN_SECRET}", installation.chain()),
-        (f"Secret {TLS_SECRET}", _read(installation.secret(TLS_SECRET).get("tls.crt", b""))),
-        *(("webhook", _read(pem)) for pem in dict.fromkeys(installation.webhook_bundles())),
-        ("ConfigMap vault-tls-cert", _read(vault.encode())),
+        (f"Secret {TLS_SECRET}", read(installation.secret(TLS_SECRET).get("tls.crt", b""))),
+        *(("webhook", read(pem)) for pem in dict.fromkeys(installation.webhook_bundles())),
+        ("ConfigMap vault-tls-cert", read(vault.encode())),
     ]
     return sorted(_rows(found, now), key=lambda row: row.not_after)
 
@@ -44,10 +44,3 @@ def _rows(found: Iterable[tuple[str, Sequence[x509.Certificate]]], now: datetime
                 f"{until:%Y-%m-%d %H:%M}Z",
                 (until - now).days,
             )
-
-
-def _read(pem: bytes) -> Sequence[x509.Certificate]:
-    try:
-        return x509.load_pem_x509_certificates(pem)
-    except MALFORMED:
-        return []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 
-from istio_hsm_installer.objects import Document, entries, section
+from istio_hsm_installer.objects import Document, entries, name_of, section
 from istio_hsm_installer.options import ClusterOptions, Options
 
 MAX_SKEW = timedelta(seconds=60)
@@ -98,11 +98,9 @@ def conflicts(
     secrets: Sequence[Document], deployments: Sequence[Document], options: Options
 ) -> Sequence[Finding]:
     """Return what in the control plane's namespace would take the HSM's place."""
-    names = {str(section(entry, "metadata").get("name")) for entry in secrets}
+    names = {name_of(entry) for entry in secrets}
     others = sorted(
-        str(section(entry, "metadata").get("name"))
-        for entry in deployments
-        if section(entry, "metadata").get("name") != options.istiod_name
+        name_of(entry) for entry in deployments if name_of(entry) != options.istiod_name
     )
     found = [
         Finding(

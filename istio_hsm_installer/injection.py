@@ -5,7 +5,7 @@ from datetime import datetime
 
 from istio_hsm_installer.errors import InputError, WaitError
 from istio_hsm_installer.kube import Cluster
-from istio_hsm_installer.objects import Document, Ref, section
+from istio_hsm_installer.objects import Document, Ref, name_of, section
 from istio_hsm_installer.waiting import wait_until
 
 _POLL_SECONDS = 1.0
@@ -23,7 +23,7 @@ def label(cluster: Cluster, namespace: str, revision: str) -> None:
 def restart(cluster: Cluster, namespace: str, now: datetime) -> Sequence[str]:
     """Return the Deployments whose pods are being replaced, as `kubectl rollout restart` does."""
     stamp = {"kubectl.kubernetes.io/restartedAt": now.isoformat(timespec="seconds")}
-    names = [_name(entry) for entry in cluster.list(_deployment("", namespace))]
+    names = [name_of(entry) for entry in cluster.list(_deployment("", namespace))]
     for name in names:
         cluster.patch(
             _deployment(name, namespace),
@@ -63,11 +63,7 @@ def _progress(deployment: Document) -> str:
     available = status.get("availableReplicas", 0) if current else 0
     if current and updated == available == status.get("replicas", 0) == wanted:
         return ""
-    return f"{_name(deployment)} {min(int(str(updated)), int(str(available)))}/{wanted}"
-
-
-def _name(document: Document) -> str:
-    return str(section(document, "metadata").get("name"))
+    return f"{name_of(deployment)} {min(int(str(updated)), int(str(available)))}/{wanted}"
 
 
 def _deployment(name: str, namespace: str) -> Ref:

@@ -7,18 +7,16 @@ from dataclasses import dataclass
 
 from cryptography import x509
 
-from istio_hsm_installer import custody
-from istio_hsm_installer.certificate_errors import MALFORMED
+from istio_hsm_installer import certificates, custody
 from istio_hsm_installer.custody import CaKey
 from istio_hsm_installer.errors import InputError
 from istio_hsm_installer.kube import Cluster
-from istio_hsm_installer.objects import Document, Ref, entries, section
+from istio_hsm_installer.objects import Document, Ref, entries, name_of, section
 from istio_hsm_installer.options import Mode, Options
 from istio_hsm_installer.secret_dir import CHAIN_KEY, CHAIN_SECRET
 
 BRIDGE = "istiod-ca-bridge"
 KEY_SECRET = "istio-ca-encrypted-key"  # noqa: S105 - a Secret's name
-CSR_SECRET = "istio-ca-cert-csr"  # noqa: S105 - a Secret's name
 TLS_SECRET = "istiod-tls"  # noqa: S105 - a Secret's name
 STATUS_MAP = "istio-hsm-ca-status"
 _LOG_BYTES = 1 << 16
@@ -65,10 +63,7 @@ class Installation:
 
     def chain(self) -> Sequence[x509.Certificate]:
         """Return the delivered chain; none when there is none that can be read."""
-        try:
-            return x509.load_pem_x509_certificates(self.secret(CHAIN_SECRET).get(CHAIN_KEY, b""))
-        except MALFORMED:
-            return []
+        return certificates.read(self.secret(CHAIN_SECRET).get(CHAIN_KEY, b""))
 
     def key(self) -> CaKey:
         """Return where the CA key is."""
@@ -145,11 +140,6 @@ class Installation:
                 f"{ref} has no address in the cluster", hint="give --address host:port"
             )
         return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-def name_of(document: Document) -> str:
-    """Return metadata.name."""
-    return str(section(document, "metadata").get("name"))
 
 
 def containers_of(pod: Document) -> Sequence[str]:

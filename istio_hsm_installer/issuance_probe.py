@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from istio_hsm_installer import certificates
 from istio_hsm_installer.config import Secret
 from istio_hsm_installer.drill import OK, Sample
 from istio_hsm_proto import istio_ca_pb2 as pb
@@ -83,8 +84,5 @@ def _csr(key: ec.EllipticCurvePrivateKey) -> str:
 
 
 def _is_for(chain: Sequence[str], key: ec.EllipticCurvePrivateKey) -> bool:
-    try:
-        leaf = x509.load_pem_x509_certificate(chain[0].encode())
-    except (IndexError, ValueError):
-        return False
-    return leaf.public_key() == key.public_key()
+    leaf = certificates.read(chain[0].encode())[:1] if chain else []
+    return [entry.public_key() for entry in leaf] == [key.public_key()]

@@ -98,6 +98,19 @@ def entries(document: object, *names: str) -> Sequence[Document]:
     )
 
 
+def name_of(document: Document) -> str:
+    """Return metadata.name."""
+    return str(section(document, "metadata").get("name"))
+
+
+def container_statuses(pod: Document) -> Sequence[Document]:
+    """Return what a pod says of its containers, native sidecars and init containers first."""
+    return [
+        *entries(pod, "status", "initContainerStatuses"),
+        *entries(pod, "status", "containerStatuses"),
+    ]
+
+
 def named(documents: Sequence[Document], name: str) -> Document:
     """Return the one whose name is this; empty when none is."""
     return next((entry for entry in documents if entry.get("name") == name), {})

@@ -6,7 +6,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
-from istio_hsm_installer.certificate_errors import MALFORMED
+from istio_hsm_installer.certificates import MALFORMED
 from istio_hsm_installer.errors import InputError, RefusedError
 from istio_hsm_installer.files import read_file
 

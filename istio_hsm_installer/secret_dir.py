@@ -7,6 +7,7 @@ from istio_hsm_installer.files import write_file
 
 CHAIN_SECRET = "istio-ca-cert"  # noqa: S105 - a Secret's name
 CHAIN_KEY = "cert-chain.pem"
+CSR_SECRET = "istio-ca-cert-csr"  # noqa: S105 - a Secret's name
 _HINT = "name the bridge's BRIDGE_STORE_DIR, and check its mode"
 
 

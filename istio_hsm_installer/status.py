@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from cryptography import x509
 
 from istio_hsm_installer.custody import CaKey, KeyPlace
-from istio_hsm_installer.objects import Document, entries, section
+from istio_hsm_installer.objects import Document, container_statuses, section
 from istio_hsm_installer.verification import Point
 
 SOON = timedelta(days=30)
@@ -137,11 +137,7 @@ def happening(event: Document, at: str) -> Happening:
 
 def restarts(pod: Document) -> int:
     """Return how often the pod's containers were started again."""
-    statuses = [
-        *entries(pod, "status", "initContainerStatuses"),
-        *entries(pod, "status", "containerStatuses"),
-    ]
-    counts = (entry.get("restartCount") for entry in statuses)
+    counts = (entry.get("restartCount") for entry in container_statuses(pod))
     return sum(count for count in counts if isinstance(count, int))
 
 

@@ -19,8 +19,8 @@ from istio_hsm_installer import canaries, config, dump
 from istio_hsm_installer.canaries import Known
 from istio_hsm_installer.errors import InputError, InstallerError
 from istio_hsm_installer.files import read_file
-from istio_hsm_installer.installation import Installation, name_of, when
-from istio_hsm_installer.objects import Ref
+from istio_hsm_installer.installation import Installation, when
+from istio_hsm_installer.objects import Ref, name_of
 from istio_hsm_installer.options import HsmOptions
 from istio_hsm_installer.status import happening
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cryptography import x509
 
+from istio_hsm_installer import certificates
 from istio_hsm_installer.errors import InputError, InstallerError
 
 _TIMEOUT_SECONDS = 5.0
@@ -42,12 +43,21 @@ def look(address: str, *, name: str | None, root_pem: bytes, alpn: Sequence[str]
     try:
         again = _shake_hands(target, strict, name)
     except _DistrustError as error:
-        return Peer(x509.load_der_x509_certificate(shown), str(error))
-    return Peer(x509.load_der_x509_certificate(again), "")
+        return Peer(_leaf(shown, address), str(error))
+    return Peer(_leaf(again, address), "")
 
 
 class _DistrustError(Exception):
     """The peer was not trusted."""
+
+
+def _leaf(der: bytes, address: str) -> x509.Certificate:
+    try:
+        return certificates.load_der(der)
+    except certificates.MALFORMED:
+        raise InstallerError(
+            f"what {address} serves is no sound certificate", hint="see what listens there"
+        ) from None
 
 
 def _context(alpn: Sequence[str]) -> ssl.SSLContext:
@@ -69,7 +79,7 @@ def _shake_hands(target: tuple[str, int], context: ssl.SSLContext, name: str | N
             return secured.getpeercert(binary_form=True) or b""
     except ssl.SSLCertVerificationError as error:
         raise _DistrustError(error.verify_message) from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter for what cannot be a host's name
         raise InstallerError(
             f"nothing at {where} answers over TLS: {type(error).__name__}",
             hint="from outside the cluster: kubectl port-forward, then --address 127.0.0.1:<port>",

@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from istio_hsm_installer.certificate_errors import MALFORMED
-from istio_hsm_installer.objects import Document, entries, section
+from istio_hsm_installer.certificates import fingerprints
+from istio_hsm_installer.objects import Document, container_statuses, entries, name_of, section
 
 _SOON = timedelta(days=30)
 _PLUGIN_MARKS = ("Loaded P11 PIN from file:", "Serving on socket:", "KEK ID:")
@@ -63,7 +63,7 @@ def distributed(
         hint = "istiod or the bridge publishes it once it serves"
         return Point(name, is_fine=False, said="no istio-ca-root-cert is published", hint=hint)
     root = delivered[-1].fingerprint(hashes.SHA256())
-    without = [namespace for namespace, pem in published if root not in _fingerprints(pem)]
+    without = [namespace for namespace, pem in published if root not in fingerprints(pem.encode())]
     if without:
         return Point(
             name,
@@ -96,16 +96,13 @@ def webhooks(found: Sequence[Document], revision: str) -> Point:
 
 
 def _pod(pod: Document) -> Point:
-    statuses = [
-        *entries(pod, "status", "initContainerStatuses"),
-        *entries(pod, "status", "containerStatuses"),
-    ]
+    statuses = container_statuses(pod)
     spec = section(pod, "spec")
     kept = [e for e in entries(spec, "initContainers") if e.get("restartPolicy") == "Always"]
     wanted = [entry.get("name") for entry in [*entries(spec, "containers"), *kept]]
     ready = {entry.get("name") for entry in statuses if entry.get("ready") is True}
     missing = [str(name) for name in wanted if name not in ready]
-    name = str(section(pod, "metadata").get("name"))
+    name = name_of(pod)
     said = f"{len(wanted) - len(missing)}/{len(wanted)}"
     return Point(
         f"pod {name}",
@@ -124,11 +121,3 @@ def _expiry(certificate: x509.Certificate, now: datetime) -> Point:
         said=f"until {certificate.not_valid_after_utc:%Y-%m-%d}, {left.days} days",
         hint="" if is_fine else "have it signed again well before it expires",
     )
-
-
-def _fingerprints(pem: str) -> set[bytes]:
-    try:
-        certificates = x509.load_pem_x509_certificates(pem.encode())
-    except MALFORMED:
-        return set()
-    return {entry.fingerprint(hashes.SHA256()) for entry in certificates}

@@ -52,7 +52,7 @@ DOMAIN = {
     "istio_hsm_installer": {
         *("errors", "durations", "documents", "objects", "differences"),
         *("verification", "custody", "status", "canaries", "dump", "drill", "gateway"),
-        *("pkcs11_uri", "token_key", "ceremony", "root_crl", "certificate_errors"),
+        *("pkcs11_uri", "token_key", "ceremony", "root_crl", "certificates"),
     },
 }
 """Modules that do no I/O and read no clock, file or environment; what they need is passed in."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from istio_hsm_installer.certificate_errors import MALFORMED
+from istio_hsm_installer.certificates import MALFORMED
 from istio_hsm_installer.errors import InputError
 from istio_hsm_installer.files import read_pem
 from istio_hsm_installer.options import HsmOptions

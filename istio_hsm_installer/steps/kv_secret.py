@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from istio_hsm_installer import config
-from istio_hsm_installer.certificate_errors import MALFORMED
+from istio_hsm_installer.certificates import MALFORMED
 from istio_hsm_installer.config import Secret
 from istio_hsm_installer.errors import InputError
 from istio_hsm_installer.files import read_pem

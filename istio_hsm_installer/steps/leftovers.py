@@ -3,21 +3,13 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from istio_hsm_installer.certificate_errors import MALFORMED
-from istio_hsm_installer.installation import (
-    CSR_SECRET,
-    KEY_SECRET,
-    STATUS_MAP,
-    TLS_SECRET,
-    Installation,
-    name_of,
-)
-from istio_hsm_installer.objects import Ref
+from istio_hsm_installer.certificates import fingerprints
+from istio_hsm_installer.installation import KEY_SECRET, STATUS_MAP, TLS_SECRET, Installation
+from istio_hsm_installer.objects import Ref, name_of
 from istio_hsm_installer.options import Options
-from istio_hsm_installer.secret_dir import CHAIN_SECRET
+from istio_hsm_installer.secret_dir import CHAIN_SECRET, CSR_SECRET
 from istio_hsm_installer.steps.step import Area, Change, World
 from istio_hsm_installer.waiting import wait_until
 
@@ -85,13 +77,5 @@ class Leftovers:
         return [
             Ref("ConfigMap", _ROOTS, namespace)
             for namespace, pem in seen.published_roots()
-            if root in _fingerprints(pem)
+            if root in fingerprints(pem.encode())
         ]
-
-
-def _fingerprints(pem: str) -> set[bytes]:
-    try:
-        found = x509.load_pem_x509_certificates(pem.encode())
-    except MALFORMED:
-        return set()
-    return {entry.fingerprint(hashes.SHA256()) for entry in found}

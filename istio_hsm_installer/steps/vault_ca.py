@@ -2,7 +2,7 @@
 
 from cryptography import x509
 
-from istio_hsm_installer.certificate_errors import MALFORMED
+from istio_hsm_installer.certificates import MALFORMED
 from istio_hsm_installer.errors import InputError
 from istio_hsm_installer.files import read_pem
 from istio_hsm_installer.objects import MANAGED_BY, Document

@@ -17,7 +17,8 @@ from hsm_plugin import config as plugin_config
 from hsm_plugin import durations as plugin_durations
 from hsm_plugin.errors import HsmPluginError
 from hsm_plugin.pin_guard import PinGuard, PinState
-from istio_hsm_installer import ceremony, durations, findings, release, schema, verification
+from istio_hsm_installer import ceremony, durations, findings, release, schema
+from istio_hsm_installer import certificates as installer_certificates
 from istio_hsm_installer import config as installer_config
 from istio_hsm_installer.documents import from_yaml
 from istio_hsm_installer.errors import InstallerError
@@ -403,8 +404,8 @@ def _installer_pair(data: bytes, path: Path) -> object:
 
 
 @parser()
-def _installer_fingerprints(data: bytes, _: Path) -> object:
-    return verification._fingerprints(string(data))
+def _installer_certificates(data: bytes, _: Path) -> object:
+    return installer_certificates.read(data), installer_certificates.fingerprints(data)
 
 
 @parser()

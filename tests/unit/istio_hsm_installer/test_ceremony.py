@@ -189,3 +189,13 @@ def test_a_root_key_opens_with_its_passphrase_only() -> None:
         with pytest.raises(InputError) as caught:
             ceremony.load_root_key(pem, wrong)
         assert "canary" not in str(caught.value)
+
+
+def test_a_request_or_a_root_without_a_name_is_refused(ca_key: rsa.RSAPrivateKey) -> None:
+    nameless = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    pem = nameless.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    with pytest.raises(RefusedError, match="names no subject"):
+        ceremony.load_request(pem)
+    key = ec.generate_private_key(ec.SECP256R1())
+    with pytest.raises(InputError, match="is no RFC 4514 name"):
+        ceremony.make_root("", key, lifetime=YEAR, now=NOW)

@@ -1,9 +1,11 @@
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from cryptography import x509
 
 from istio_hsm_installer import custody
+from istio_hsm_installer.certificates import key_sha256
 from istio_hsm_installer.custody import CaKey, KeyPlace
 from tests.support import pki
 
@@ -15,7 +17,7 @@ KEY = CaKey(KeyPlace.RESIDENT, "kek", "ca-1")
 LISTED = {
     "key_id": "ca-1",
     "algorithm": "ECDSA_P256",
-    "public_key_sha256": custody.key_sha256(CA.certificate),
+    "public_key_sha256": key_sha256(CA.certificate.public_key()),
 }
 
 
@@ -101,3 +103,13 @@ def test_istiod_s_certificate_is_the_bridge_s_and_has_its_name(
 def test_a_secret_without_a_certificate_is_told() -> None:
     assert not custody.istiod_tls({}, CHAIN, "istiod.x.svc", NOW).is_fine
     assert not custody.istiod_tls({"tls.crt": CA.pem}, CHAIN, "istiod.x.svc", NOW).is_fine
+
+
+@pytest.mark.parametrize(
+    "name", ["certificate-of-version-9.pem", "certificate-with-a-duplicated-extension.pem"]
+)
+def test_a_serving_certificate_that_is_malformed_is_a_finding(name: str) -> None:
+    pem = (Path(__file__).parents[2] / "corpus" / name).read_bytes()
+    point = custody.istiod_tls({"tls.crt": pem}, CHAIN, "istiod.istio-system.svc", NOW)
+    assert not point.is_fine
+    assert "holds no certificate" in point.said
