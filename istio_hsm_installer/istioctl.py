@@ -109,6 +109,7 @@ def sidecars(options: Options) -> Sequence[Document]:
         "startupProbe": {
             "exec": {"command": ["vault-client", "healthcheck"]},
             "periodSeconds": 2,
+            "timeoutSeconds": 5,
             "failureThreshold": _FOR_EVER,
         },
         "volumeMounts": [

@@ -68,6 +68,7 @@ def test_each_sidecar_waits_for_the_one_before_for_as_long_as_the_ceremony_takes
     for entry in istioctl.sidecars(options(istio=istio)):
         probe: Any = entry["startupProbe"]
         assert probe["periodSeconds"] * probe["failureThreshold"] > 7 * 24 * 3600
+        assert probe["timeoutSeconds"] == 5  # a Python program starts within it on a busy node
 
 
 def test_the_values_of_the_sealed_mode_agree_with_the_manifests() -> None:
