@@ -1,7 +1,7 @@
 """One value of one ConfigMap, read from the Kubernetes API.
 
-Plain HTTPS with the pod's own service account: the Kubernetes client library would add 20 MiB
-and 0.7 s to a process that must start within one second, for a single GET.
+Plain HTTPS with the pod's own service account: the Kubernetes client library would add some 20 MiB
+and half a second to a process that must start within one second, for a single GET.
 """
 
 import http.client

@@ -30,9 +30,14 @@ NOT_OURS = frozenset(
 FOREIGN_FLAGS: Mapping[str, str] = {
     "--require-hashes": "pip",
     "--set": "istioctl",
+    "--decode": "base64",
     "--install-completion": "typer",
 }
 """Flags in sentences of the pages that are not of our programs, and whose they are."""
+
+
+COMMON_FLAGS = frozenset({"--help", "--version", "--install-completion", "--show-completion"})
+"""Flags that every program of their kind has."""
 
 
 def variables(*modules: str) -> set[str]:
@@ -78,16 +83,39 @@ def flags(parser: argparse.ArgumentParser, *, hidden: bool = True) -> set[str]:
     }
 
 
-def typer_flags() -> set[str]:
+def options(parser: argparse.ArgumentParser) -> set[frozenset[str]]:
+    """Return the spellings of each option of a program that its --help shows."""
+    return {
+        frozenset(action.option_strings)
+        for one in parsers(parser)
+        for action in one._actions
+        if action.option_strings and action.help != argparse.SUPPRESS
+    }
+
+
+def typer_options() -> set[frozenset[str]]:
+    """Return the spellings of each option of the installer."""
     found, left = set(), [typer.main.get_command(app)]
     while left:
         command = left.pop()
         left += list(getattr(command, "commands", {}).values())
-        for parameter in command.params:
-            found |= {
-                flag for flag in (*parameter.opts, *parameter.secondary_opts) if flag[:2] == "--"
-            }
-    return found | {"--help"}
+        found |= {frozenset((*one.opts, *one.secondary_opts)) for one in command.params}
+    return {spellings for spellings in found if any(name[0] == "-" for name in spellings)}
+
+
+def typer_flags() -> set[str]:
+    spelt = {name for spellings in typer_options() for name in spellings}
+    return {name for name in spelt if name.startswith("--")} | {"--help"}
+
+
+def undocumented(known: set[frozenset[str]], text: str) -> list[list[str]]:
+    """Return the options of which a text has no spelling."""
+    return sorted(
+        sorted(spellings)
+        for spellings in known
+        if not spellings & COMMON_FLAGS
+        and not any(re.search(rf"(?<![\w-]){name}(?![\w-])", text) for name in spellings)
+    )
 
 
 def serve_parser() -> argparse.ArgumentParser:
@@ -181,6 +209,63 @@ def test_each_flag_in_a_sentence_is_of_one_of_our_programs() -> None:
         if flag not in known and not word.startswith(("pip ", "kubectl ", "istioctl ", "bao "))
     }
     assert not unknown
+
+
+def programs() -> dict[str, tuple[set[frozenset[str]], str]]:
+    """Return each program's options and the text of the pages that are its own."""
+    plugin = ("docs/hsm-plugin.md", "docs/keys.md", "docs/being-seen.md")
+    known = {
+        "hsm-plugin": (options(hsm_plugin.cli._parser()), plugin),
+        "vault-client": (options(vault_client.__main__._parser()), ("docs/vault-client.md",)),
+        "istiod-ca-bridge": (options(istiod_ca_bridge.cli._parser()), ("docs/ca-bridge.md",)),
+        "istio-hsm": (typer_options(), ("docs/installer.md",)),
+    }
+    return {
+        name: (found, "\n".join(page(one).text for one in own))
+        for name, (found, own) in known.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["hsm-plugin", "vault-client", "istiod-ca-bridge", "istio-hsm"])
+def test_each_option_that_a_programs_help_shows_is_in_its_pages(name: str) -> None:
+    known, text = programs()[name]
+    assert len(known) > 1
+    assert undocumented(known, text) == []
+
+
+def test_an_option_that_no_page_has_is_seen() -> None:
+    known, text = programs()["istio-hsm"]
+    invented = frozenset({"--invented", "-i"})
+    assert undocumented(known | {invented}, text) == [["--invented", "-i"]]
+    assert undocumented({frozenset({"--scale"})}, "give --scaled or --re--scale") == [["--scale"]]
+
+
+def test_each_variable_that_the_installer_reads_is_in_its_page() -> None:
+    read = variables("istio_hsm_installer/config.py")
+    assert read
+    assert read <= set(code_words(page("docs/installer.md").prose()))
+
+
+def test_a_programs_own_page_names_flags_of_that_program() -> None:
+    own = {
+        "hsm-plugin": ("docs/hsm-plugin.md", "docs/keys.md"),
+        "vault-client": ("docs/vault-client.md",),
+        "istiod-ca-bridge": ("docs/ca-bridge.md",),
+        "istio-hsm": ("docs/installer.md",),
+    }
+    foreign = {
+        f"{name}: {flag}"
+        for program, names in own.items()
+        for name in names
+        for word in code_words(page(name).prose())
+        for flag in _FLAG.findall(word)
+        if not word.startswith(("kubectl ", "istioctl ", "bao ", "python ", "pip "))
+        and flag not in {*FOREIGN_FLAGS, *COMMON_FLAGS}
+        and not any(flag in spellings for spellings in programs()[program][0])
+    }
+    assert foreign <= {
+        f"docs/hsm-plugin.md: {flag}" for flag in ("--p11-pin", "--p11-slot", "--ca-id")
+    }  # which the page says are refused
 
 
 def commands(parser: argparse.ArgumentParser) -> set[str]:
