@@ -10,6 +10,7 @@ The record is one Secret, so that each change of phase is one write. A wish of t
 answered once: it is done, or taken back with the reason.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,11 @@ SLACK = timedelta(minutes=10)
 """Added to every wait: kubelets renew a mounted ConfigMap in minutes, and clocks differ."""
 
 _NAMED = 5
+_MAX_VALUE_BYTES = 4 << 10
+_MAX_ANSWER = 1000
+_SECONDS = re.compile(r"[0-9]{1,10}", re.ASCII)
+_FIRST_YEAR, _LAST_YEAR = 1970, 9000
+"""Moments that a wait of any lifetime can be added to."""
 
 
 class Phase(Enum):
@@ -141,7 +147,7 @@ class Rotation:
             "activated-at": _text(self.activated_at),
             "old-expires-at": _text(self.old_expires_at),
             "wish": self.wish.value,
-            "answer": self.answer,
+            "answer": _short(self.answer),
         }
         blobs = {"next-chain.pem": self.next_chain, "old-chain.pem": self.old_chain}
         return {key: text.encode() for key, text in texts.items()} | blobs
@@ -255,32 +261,48 @@ def rotation_of(values: Mapping[str, bytes]) -> Rotation:
     """Return the record in the Secret; CorruptSecretError names what is wrong."""
     try:
         return Rotation(
-            phase=Phase(_word(values, "phase")),
-            algorithm=KeyAlgorithm(_word(values, "key-algorithm")),
-            started_at=_moment(_word(values, "started-at")),
-            longest_lifetime=timedelta(seconds=int(_word(values, "longest-lifetime-seconds"))),
+            phase=_one(values, "phase", Phase),
+            algorithm=_one(values, "key-algorithm", KeyAlgorithm),
+            started_at=_one(values, "started-at", _moment),
+            longest_lifetime=_one(values, "longest-lifetime-seconds", _lifetime),
             distributed_at=_optional(values, "distributed-at", _moment),
             activated_at=_optional(values, "activated-at", _moment),
             next_chain=values.get("next-chain.pem", b""),
             old_chain=values.get("old-chain.pem", b""),
             old_expires_at=_optional(values, "old-expires-at", _moment),
-            wish=Wish(_word(values, "wish")),
-            answer=_word(values, "answer"),
+            wish=_one(values, "wish", Wish),
+            answer=_one(values, "answer", _short),
         )
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise CorruptSecretError(
             f"{ROTATION_SECRET} cannot be read: {error}",
             hint="restore it from a backup; until then the CA goes on as it is",
         ) from None
 
 
-def _word(values: Mapping[str, bytes], key: str) -> str:
-    return values.get(key, b"").decode("utf-8").strip()
+def _one(values: Mapping[str, bytes], key: str, parse: Callable[[str], T]) -> T:
+    """Return what a value says; ValueError names its key, and does not quote what may be long."""
+    value = values.get(key, b"")
+    if len(value) > _MAX_VALUE_BYTES:
+        raise ValueError(f"{key} has more than {_MAX_VALUE_BYTES} bytes")
+    try:
+        return parse(value.decode("utf-8").strip())
+    except ValueError:
+        raise ValueError(f"{key} is none of those that are written there") from None
 
 
 def _optional(values: Mapping[str, bytes], key: str, parse: Callable[[str], T]) -> T | None:
-    text = _word(values, key)
-    return parse(text) if text else None
+    return _one(values, key, parse) if values.get(key, b"").strip() else None
+
+
+def _short(text: str) -> str:
+    return text[:_MAX_ANSWER].strip()
+
+
+def _lifetime(text: str) -> timedelta:
+    if not _SECONDS.fullmatch(text):
+        raise ValueError(text)
+    return timedelta(seconds=int(text))
 
 
 def _text(moment: datetime | None) -> str:
@@ -288,4 +310,7 @@ def _text(moment: datetime | None) -> str:
 
 
 def _moment(text: str) -> datetime:
-    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    moment = datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:
+        raise ValueError(text)
+    return moment

@@ -12,6 +12,7 @@ from cryptography.exceptions import InvalidSignature
 
 from istiod_ca_bridge.authority import Authority
 from istiod_ca_bridge.ca_key import CaKeys
+from istiod_ca_bridge.chain import certificates_in
 from istiod_ca_bridge.chain_check import ChainCheck
 from istiod_ca_bridge.conditions import Conditions, Kind
 from istiod_ca_bridge.der import MALFORMED
@@ -173,7 +174,7 @@ class RotationKeeper:
         match rotation.phase:
             case Phase.PREPARE:
                 return replace(facts, next_chain_fault=await self._fault(following))
-            case Phase.DISTRIBUTE:
+            case Phase.DISTRIBUTE if rotation.wish is not Wish.ABORT:
                 return replace(
                     facts,
                     next_chain_fault=await self._fault(following),
@@ -198,7 +199,13 @@ class RotationKeeper:
 
     async def _lacking(self, rotation: Rotation, serving: Authority) -> tuple[str, ...] | None:
         """Return who lacks a root of either chain, this replica's own answers included."""
-        wanted = x509.load_pem_x509_certificates(rotation.next_chain)
+        try:
+            wanted = certificates_in(rotation.next_chain)
+        except RefusedChainError as error:
+            raise CorruptSecretError(
+                f"next-chain.pem of {ROTATION_SECRET} cannot be read: {error}",
+                hint="restore it from a backup, or say `rotation abort`",
+            ) from None
         roots = [entry for entry in wanted if entry.subject == entry.issuer]
         if not set(roots) <= set(serving.chain.roots):
             return ("this CA's own answers",)
