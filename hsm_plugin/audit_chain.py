@@ -16,6 +16,7 @@ GENESIS = "0" * 64
 """What the first entry has in the place of a digest."""
 
 MAX_LINE_BYTES = 16 << 10
+_MAX_NUMBER = (1 << 63) - 1
 _TITLE = b"istio-hsm audit checkpoint 1"
 
 Field = str | int | float | Mapping[str, str | int]
@@ -85,7 +86,7 @@ class Entry:
     def number(self, name: str) -> int:
         """Return a field that is a whole number; -1 when there is none."""
         value = self.fields.get(name)
-        return value if isinstance(value, int) else -1
+        return value if type(value) is int and 0 <= value <= _MAX_NUMBER else -1
 
 
 def digest_of(line: bytes) -> str:
@@ -100,7 +101,9 @@ def parse(line: bytes) -> Entry | None:
         sequence, previous, kind = fields["seq"], fields["prev"], Kind(fields["kind"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    if type(sequence) is not int or sequence < 1 or not isinstance(previous, str):
+    if type(sequence) is not int or not 1 <= sequence <= _MAX_NUMBER:
+        return None
+    if not isinstance(previous, str):
         return None
     return Entry(sequence, previous, kind, digest_of(line), cast("dict[str, object]", fields))
 

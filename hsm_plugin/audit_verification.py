@@ -51,7 +51,7 @@ class Fault(Enum):
     """No checkpoint is in the log."""
 
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +195,9 @@ class Verification:
 
     def _check_checkpoint(self, entry: Entry, line: _Line) -> Finding | None:
         covered = Head(entry.number("covers"), entry.text("digest"))
+        if not _DIGEST.fullmatch(covered.digest):
+            message = f"entry {entry.sequence} is a checkpoint of no digest"
+            return Finding(Fault.FORGED, entry.sequence, line.place, message)
         if self._keys is not None:
             finding = self._check_signature(self._keys, entry, covered, line)
             if finding is not None:

@@ -7,10 +7,12 @@ Each line is a JSON object that holds the SHA-256 of the line before (`prev`) an
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
+from typing import TypeGuard
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -22,6 +24,9 @@ from istiod_ca_bridge.signer import PublicKey, is_signature
 MAX_LINE_BYTES = 16 << 10
 BEGINNING = "0" * 64
 """`prev` of the first line of all."""
+
+_MAX_SEQ = (1 << 63) - 1
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 Facts = Mapping[str, str | int]
 
@@ -102,7 +107,7 @@ def parsed(line: bytes) -> Line | None:
     """Return what a line without its line feed says; None when it is none of ours."""
     try:
         facts = json.loads(line)
-        if _canonical(facts) != line or type(facts["seq"]) is not int:
+        if _canonical(facts) != line or not _is_number(facts["seq"]):
             return None
         return Line(Kind(facts["kind"]), facts["seq"], str(facts["prev"]), facts)
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -200,7 +205,10 @@ class Verifier:
         digest = hashlib.sha256(der).hexdigest()
         if self._trusted and digest not in self._trusted:
             raise _FaultError("the checkpoint is signed by a key of none of the CA's certificates")
-        at = Link(seq if isinstance(seq, int) else -1, str(line.facts.get("of_digest")))
+        of_digest = str(line.facts.get("of_digest"))
+        if not _is_number(seq) or not _DIGEST.fullmatch(of_digest):
+            raise _FaultError("the checkpoint cannot be read")
+        at = Link(seq, of_digest)
         if not is_signature(key, signature, checkpoint_message(at)):
             raise _FaultError("the checkpoint's signature is wrong")
         if at.seq < self.findings.first:
@@ -215,6 +223,10 @@ class Verifier:
 
 class _FaultError(Exception):
     """The reason; never leaves this module."""
+
+
+def _is_number(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 < value <= _MAX_SEQ
 
 
 def _canonical(facts: Mapping[str, object]) -> bytes:

@@ -251,3 +251,20 @@ def _sha256(data: bytes) -> str:
     digest = hashes.Hash(hashes.SHA256())
     digest.update(data)
     return digest.finalize().hex()
+
+
+@pytest.mark.parametrize("digest", ["\ud800", "", "0" * 63, "é" * 64, "A" * 64])
+def test_a_checkpoint_of_no_digest_is_forged(digest: str) -> None:
+    log = Log().add()
+    log.add(Kind.CHECKPOINT, covers=1, digest=digest, public_key_sha256=name_of(_KEY))
+    finding = verified(log.lines).finding
+    assert finding is not None
+    assert (finding.fault, finding.entry) == (Fault.FORGED, 2)
+
+
+def test_a_number_of_thousands_of_digits_is_none() -> None:
+    log = Log().add().add(Kind.CUT, found=10**4299, expected=10**4299)
+    finding = verified(log.lines).finding
+    assert finding is not None
+    assert finding.fault is Fault.TRUNCATED
+    assert len(finding.message) < 200
