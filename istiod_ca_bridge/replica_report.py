@@ -43,7 +43,7 @@ def parse_report(replica: str, text: str) -> ReplicaReport:
         body = json.loads(text)
         at = datetime.strptime(body["at"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
         return ReplicaReport(replica, str(body["ca"]), frozenset(map(str, body["roots"])), at)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ReplicaReport(replica, "", frozenset(), datetime.fromtimestamp(0, UTC))
 
 

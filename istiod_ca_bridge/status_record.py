@@ -50,5 +50,5 @@ def messages_of(text: str) -> dict[str, str]:
     """Return the messages in conditions.json by their types; none when it cannot be read."""
     try:
         return {str(entry["type"]): str(entry["message"]) for entry in json.loads(text)}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return {}
