@@ -11,7 +11,10 @@ from istiod_ca_bridge.authn import Caller
 from istiod_ca_bridge.errors import CorruptSecretError, UnauthenticatedError
 from istiod_ca_bridge.remote_clusters import RemoteClusters
 from istiod_ca_bridge.remote_kubeconfig import RemoteApi, remote_api
+from tests.support import pki
 from tests.unit.istiod_ca_bridge.doubles import recorded_log
+
+CA = pki.root().pem
 
 
 def kubeconfig(
@@ -27,7 +30,7 @@ def kubeconfig(
                 "name": "east",
                 "cluster": {
                     "server": "https://east.test:6443",
-                    "certificate-authority-data": base64.b64encode(b"PEM").decode(),
+                    "certificate-authority-data": base64.b64encode(CA).decode(),
                 }
                 | (cluster or {}),
             }
@@ -40,8 +43,19 @@ def kubeconfig(
 def test_server_ca_and_token_are_taken_from_a_remote_secret_and_the_token_is_not_shown() -> None:
     api = remote_api(kubeconfig())
 
-    assert (api.server, api.ca_pem, api.token) == ("https://east.test:6443", "PEM", "t0p")
+    assert (api.server, api.ca_pem, api.token) == ("https://east.test:6443", CA.decode(), "t0p")
     assert "t0p" not in repr(api)
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        *("https://east.test", "https://10.0.0.1:6443", "https://[::1]:6443"),
+        *("https://EAST_1.test:1/k8s/clusters/c-m-1", "https://rancher.test/k8s/clusters/local"),
+    ],
+)
+def test_every_form_of_an_address_is_taken(server: str) -> None:
+    assert remote_api(kubeconfig(cluster={"server": server})).server == server
 
 
 @pytest.mark.parametrize(
@@ -59,7 +73,17 @@ def test_server_ca_and_token_are_taken_from_a_remote_secret_and_the_token_is_not
         ({"cluster": {"proxy-url": "http://p"}}, "has proxy-url, which"),
         ({"cluster": {"server": "http://east.test"}}, "no https"),
         ({"cluster": {"server": "file:///etc/passwd"}}, "no https"),
+        ({"cluster": {"server": "https://["}}, "no https"),
+        ({"cluster": {"server": "https://east.test:99999"}}, "no https"),
+        ({"cluster": {"server": "https://u:p@east.test"}}, "no https"),
+        ({"cluster": {"server": "https://east.test\r\nX: y"}}, "no https"),
+        ({"cluster": {"server": f"https://{'h' * 64}.test"}}, "no https"),
+        ({"cluster": {"server": "https://[10.0.0.1]"}}, "no https"),
         ({"cluster": {"certificate-authority-data": "%"}}, "malformed"),
+        ({"cluster": {"certificate-authority-data": "UEVN"}}, "malformed"),
+        ({"cluster": {"tls-server-name": f"{'h' * 64}.test"}}, "malformed"),
+        ({"user": {"token": "t\r\nX-Remote-User: admin"}}, "token is malformed"),
+        ({"user": {"token": "é"}}, "token is malformed"),
         ({"current-context": "west"}, "no context"),
         ({"users": []}, "no user"),
         ({"clusters": "x"}, "no cluster"),
