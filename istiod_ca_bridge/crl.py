@@ -24,6 +24,9 @@ MAX_REVOCATIONS = 3000
 _VERSION_2 = der.unsigned(1)
 _SERIAL = re.compile(r"[0-9a-f]{1,40}")
 _MOMENT = "%Y-%m-%dT%H:%M:%SZ"
+_FIRST_YEAR = 1970
+_MAX_NUMBER = (1 << 63) - 1
+"""Of a list that another made: RFC 5280, section 5.2.3, lets a number have 20 octets at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ def read_revocations(text: bytes) -> dict[int, Revocation]:
         entries = [
             Revocation(
                 serial_of(entry["serial"]),
-                datetime.strptime(entry["at"], _MOMENT).replace(tzinfo=UTC),
+                _moment(entry["at"]),
                 reason_of(entry["reason"]),
             )
             for entry in json.loads(text or b"[]")
@@ -67,6 +70,13 @@ def read_revocations(text: bytes) -> dict[int, Revocation]:
             "the record of revoked certificates cannot be read", hint="restore it from a backup"
         ) from None
     return {entry.serial: entry for entry in entries}
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.strptime(text, _MOMENT).replace(tzinfo=UTC)
+    if moment.year < _FIRST_YEAR:
+        raise ValueError(text)
+    return moment
 
 
 def write_revocations(entries: Iterable[Revocation]) -> bytes:
@@ -85,6 +95,18 @@ def why_anew(
     now: datetime,
 ) -> str:
     """Return why another list is needed; empty when this one will do."""
+    try:
+        return _why_anew(crl, by, entries, now)
+    except der.MALFORMED:
+        return "it cannot be read"
+
+
+def _why_anew(
+    crl: x509.CertificateRevocationList | None,
+    by: Issuer,
+    entries: Iterable[Revocation],
+    now: datetime,
+) -> str:
     if crl is None or crl.next_update_utc is None:
         return "there is none"
     if not crl.is_signature_valid(by.signer.public_key) or (crl.issuer.public_bytes() != by.name):
@@ -97,11 +119,12 @@ def why_anew(
 
 
 def number_of(crl: x509.CertificateRevocationList | None) -> int:
-    """Return a list's number; 0 without one."""
+    """Return a list's number; 0 without one that another can follow."""
     if crl is None:
         return 0
     try:
-        return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        return number if 0 <= number < _MAX_NUMBER else 0
     except (x509.ExtensionNotFound, *der.MALFORMED):
         return 0
 

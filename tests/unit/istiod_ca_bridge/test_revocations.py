@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 
 from istiod_ca_bridge.authority import Authority, authority
 from istiod_ca_bridge.chain import checked_chain
@@ -431,3 +432,31 @@ async def test_the_most_that_may_be_revoked_fits_into_the_secret_with_two_lists(
 
     lists = pem_of_lists([crl] * 2)
     assert len(write_revocations(most)) + len(lists) + MAX_FURTHER_BYTES <= MAX_SECRET_BYTES
+
+
+@pytest.mark.parametrize("beside", ["é\n".encode(), b"\xff", b"text\n"])
+async def test_what_somebody_wrote_beside_a_sound_list_is_not_published(beside: bytes) -> None:
+    secret = listed_secret()
+    replica = Replica(secret)
+    await replica.look()
+    assert secret.stored is not None
+    sound = secret.stored.values[CRL_KEY]
+    secret.put(**{CRL_KEY: sound + beside})
+
+    second = Replica(secret)
+    await second.look()
+
+    assert second.published == replica.published
+    assert secret.stored.values[CRL_KEY] == sound
+
+
+async def test_a_number_that_no_list_can_follow_is_not_followed() -> None:
+    builder = x509.CertificateRevocationListBuilder(
+        ROOT.certificate.subject, NOW, NOW + LIFETIME
+    ).add_extension(x509.CRLNumber((1 << 159) - 1), critical=False)
+    endless = builder.sign(ROOT.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    secret = listed_secret()
+    secret.put(**{CRL_KEY: endless, RECORD_KEY: write_revocations([OLD])})
+    replica = Replica(secret)
+    await replica.look()
+    assert number_of(replica.published[0][0]) == int(NOW.timestamp())
