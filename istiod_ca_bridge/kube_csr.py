@@ -21,7 +21,12 @@ _KIND = "certificatesigningrequests"
 _LIFETIME = "experimental.cert-manager.io/request-duration"
 """The annotation in which istiod says the lifetime: a Go duration."""
 
-_DURATION = re.compile(r"(?=.)(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})(?:\.\d{1,9})?s)?")
+_DURATION = re.compile(
+    r"(?=.)(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})(?:\.\d{1,9})?s)?", re.ASCII
+)
+_MAX_SECONDS = (1 << 31) - 1
+"""expirationSeconds is an int32."""
+
 _GONE = {404, 409}
 _MAX_MESSAGE = 1000
 _CLOSED = {"Denied", "Failed"}
@@ -125,7 +130,7 @@ def _lifetime(spec: Mapping[str, Any], annotations: Mapping[str, str]) -> timede
     """Return the API's own field, else what istiod writes down."""
     seconds = spec.get("expirationSeconds")
     if isinstance(seconds, int):
-        return timedelta(seconds=seconds)
+        return timedelta(seconds=min(max(seconds, 0), _MAX_SECONDS))
     match = _DURATION.fullmatch(annotations.get(_LIFETIME, ""))
     if match is None:
         return None

@@ -20,6 +20,9 @@ RELIST_SECONDS = 240
 """What a watch missed is found at the latest now."""
 
 _GRACE_SECONDS = 30
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading an object of wrong kinds may raise: the watch ends with it, and begins anew."""
+
 _OK = 200
 
 Request = Callable[..., Any]
@@ -69,7 +72,7 @@ class _Reader(Generic[T]):
             self._watch(self._list())
         except FAILURES as error:
             end = unavailable("list and watch", self._what, error)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except MALFORMED:
             end = ClusterUnavailableError(f"the API server's answer on {self._what} is malformed")
         self._put(end)
 
