@@ -106,7 +106,7 @@ def parse(text: str) -> Pkcs11Uri:
         name, equals, value = part.partition("=")
         reader = _READERS.get(name)
         if reader is None or not equals:
-            raise _refused(f"the attribute {_shown(name)} is not understood")
+            raise _refused(f"the attribute {_shown(part)} is not understood")
         field, read = reader
         if field in values:
             raise _refused(f"{name} is given twice")
@@ -118,8 +118,8 @@ def parse(text: str) -> Pkcs11Uri:
 
 def _refuse_query(query: str) -> None:
     """Raise: nothing behind the question mark is taken, and the PIN least of all."""
-    names = [part.partition("=")[0] for part in query.split("&")]
-    name = next((known for known in _REASONS if known in names), names[0])
+    parts = {part.partition("=")[0]: part for part in reversed(query.split("&"))}
+    name = next((known for known in _REASONS if known in parts), query.partition("&")[0])
     reason = _REASONS.get(name, "no attribute behind the question mark is")
     raise BadRequestError(f"{_shown(name)} in a PKCS#11 URI is not taken", hint=reason)
 
@@ -163,9 +163,15 @@ _READERS: dict[str, tuple[str, Callable[[str, bytes], str | bytes | int | Object
 """Attribute -> our field, and how its value is read."""
 
 
-def _shown(name: str) -> str:
-    """Return a name as a message may show it: never a value, which could be a PIN."""
-    return name[:32] if name.isascii() and name.replace("-", "").isalnum() else "(no name)"
+def _shown(part: str) -> str:
+    """Return a part's name as a message may show it: never a value, which could be a PIN.
+
+    What has no equals sign is shown only where it is the name of an attribute.
+    """
+    name, equals, _ = part.partition("=")
+    is_name = name.isascii() and name.replace("-", "").isalnum()
+    is_known = name in _READERS or name in _REASONS
+    return name[:32] if is_name and (equals or is_known) else "(no name)"
 
 
 def _refused(why: str) -> BadRequestError:
