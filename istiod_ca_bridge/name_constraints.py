@@ -4,6 +4,7 @@ Only kinds of names that we issue, and the subjects of the CA certificates thems
 compared; a constraint on any other kind concerns nobody here.
 """
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -44,7 +45,7 @@ def _names(below: Iterable[x509.Certificate], names: IssuedNames) -> Iterable[x5
         yield x509.UniformResourceIdentifier(host)
     for name in names.dns_names:
         yield x509.DNSName(name)
-    for certificate in below:
+    for certificate in (it for it in below if it.subject.rdns):
         yield x509.DirectoryName(certificate.subject)
 
 
@@ -56,7 +57,8 @@ def _check(
 ) -> None:
     same_kind = [entry for entry in permitted if type(entry) is type(name)]
     called = f'"{certificate.subject.rfc4514_string()[:200]}"'
-    shown = name.value.rfc4514_string() if isinstance(name, x509.DirectoryName) else name.value
+    whole = name.value.rfc4514_string() if isinstance(name, x509.DirectoryName) else name.value
+    shown = str(whole)[:200]
     if same_kind and not any(_is_within(name, entry) for entry in same_kind):
         raise RefusedChainError(
             f"the name constraints of {called} do not permit {shown}, which is issued under it",
@@ -78,7 +80,18 @@ def _is_within(name: x509.GeneralName, subtree: x509.GeneralName) -> bool:
             host, limit = name.value.lower(), subtree.value.lower()
             return not limit or host == limit or host.endswith(f".{limit.removeprefix('.')}")
         case x509.DirectoryName(), x509.DirectoryName():
-            rdns, limits = name.value.rdns, subtree.value.rdns
-            return rdns[: len(limits)] == limits
+            limits = _folded(subtree.value)
+            return _folded(name.value)[: len(limits)] == limits
         case _:
             return False
+
+
+def _folded(name: x509.Name) -> list[frozenset[tuple[x509.ObjectIdentifier, str | bytes]]]:
+    """Return the parts for a comparison that heeds neither case nor spaces (RFC 5280, 7.1)."""
+    return [frozenset((it.oid, _folded_value(it.value)) for it in rdn) for rdn in name.rdns]
+
+
+def _folded_value(value: str | bytes) -> str | bytes:
+    if isinstance(value, bytes):
+        return value
+    return " ".join(unicodedata.normalize("NFKC", value).casefold().split())

@@ -100,3 +100,13 @@ def test_a_root_s_constraint_on_subjects_holds_for_the_ca_certificate() -> None:
 
 def test_a_certificate_s_constraints_do_not_hold_for_itself() -> None:
     judge([organization("else")], None)
+
+
+@pytest.mark.parametrize("text", ["CLUSTER.LOCAL", " cluster.local "])
+def test_neither_case_nor_spaces_of_a_subject_are_heeded(text: str) -> None:
+    limit = x509.DirectoryName(
+        x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, text)])
+    )
+    judge([limit], None, of_root=True)
+    with pytest.raises(RefusedChainError, match=r"exclude O=cluster\.local"):
+        judge(None, [limit], of_root=True)
