@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.support.openbao import free_port
+from tests.support.ports import free_port
 
 _SECONDS = 2
 _BYTES = 300

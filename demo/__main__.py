@@ -25,6 +25,7 @@ from demo import vault_server
 from demo.mesh import ISSUER, ISTIO_AUDIENCE, KeyPair, Sidecar, TokenIssuer, make_ca
 from demo.processes import DemoError, Processes, run
 from demo.screen import Screen
+from tests.support.ports import free_port
 from tests.support.softhsm import SoftHsm, make_token
 from tests.support.token_view import viewed
 
@@ -112,7 +113,7 @@ def _play(folder: Path, processes: Processes, screen: Screen) -> None:
             hsm=hsm,
             root=root,
             issuer=TokenIssuer(),
-            ca_address=f"127.0.0.1:{vault_server.free_port()}",
+            ca_address=f"127.0.0.1:{free_port()}",
         )
         stage.root_file.write_bytes(root.certificate_pem())
         notes.append(root.certificate.subject.rfc4514_string())

@@ -1,7 +1,6 @@
 """A throw-away OpenBao that holds the HSM's client files and PIN, as the guide lays them out."""
 
 import ipaddress
-import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from demo.mesh import ISSUER, KeyPair, private_pem
 from demo.processes import Processes
+from tests.support.ports import free_port
 
 MOUNT = "asm-c1"
 SECRET_PATH = f"{MOUNT}/hsm"
@@ -86,13 +86,6 @@ def configure(server: VaultServer, secret: Mapping[str, str], token_key_pem: str
             "token_ttl": "1h",
         },
     )
-
-
-def free_port() -> int:
-    """Return a port of the loopback interface that nobody listened on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _client(server: VaultServer) -> hvac.Client:

@@ -19,7 +19,8 @@ from tests.support import pki
 from tests.support.hsm_credentials import make_credentials
 from tests.support.kube import KubeCluster
 from tests.support.kube_process import dying_with_parent
-from tests.support.openbao import OpenBao, free_port
+from tests.support.openbao import OpenBao
+from tests.support.ports import free_port
 from tests.support.softhsm import SoftHsm
 
 KEK_ID = "7651a4ea-eeb7-4c1f-927b-8c871c2127aa"

@@ -20,6 +20,7 @@ from kubernetes import client, utils
 from tests.integration.istiod_ca_bridge import cluster_harness, harness
 from tests.integration.istiod_ca_bridge.cluster_harness import ACCOUNT, Site
 from tests.support.kube import KubeCluster
+from tests.support.ports import free_port
 
 RIGHTS = Path("deploy/kustomize/csr-signer/rbac.yaml")
 DOMAIN, NAME = "mesh.example.com", "hsm"
@@ -274,9 +275,7 @@ def test_requests_that_are_not_approved_or_not_for_us_are_left_alone(
 def test_two_replicas_and_the_death_of_one_leave_no_request_unanswered(
     site: Site, istiod: Istiod, tmp_path: Path
 ) -> None:
-    environment = dict(site.bridge.environment) | {
-        "HEALTH_LISTEN": f"127.0.0.1:{harness.free_port()}"
-    }
+    environment = dict(site.bridge.environment) | {"HEALTH_LISTEN": f"127.0.0.1:{free_port()}"}
     with harness.running_bridge(tmp_path, site.hsm.socket, environment) as second:
         second.await_serving()
         with ThreadPoolExecutor(8) as pool:

@@ -27,6 +27,7 @@ from tests.support import plugin
 from tests.support.fake_clock import FakeClock
 from tests.support.faults import ON_THE_TOKEN, Ckr
 from tests.support.kube import KubeCluster
+from tests.support.ports import free_port
 
 _PAGE = Path(__file__).parents[2] / "docs" / "ca-bridge.md"
 _SAMPLE = re.compile(r"^(\w+(?:\{.*\})?) (\S+)$", re.MULTILINE)
@@ -222,7 +223,7 @@ def scene(kube: KubeCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     folder = tmp_path_factory.mktemp("bridge")
     clock = FakeClock(folder / "clock")
     clock.set_ahead(0)
-    metrics = f"127.0.0.1:{harness.free_port()}"
+    metrics = f"127.0.0.1:{free_port()}"
     settings = {
         "PUBLISH_ROOT_CERT": "false",
         "ISTIOD_TLS": "false",

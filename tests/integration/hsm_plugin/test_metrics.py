@@ -17,8 +17,8 @@ from istio_hsm_proto import kms_istio_v1_pb2 as kms
 from istio_hsm_proto import signing_v1_pb2 as signing
 from tests.support import pki, softhsm
 from tests.support import plugin as plugins
-from tests.support.openbao import free_port
 from tests.support.plugin import Plugin
+from tests.support.ports import free_port
 
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
 _MONITORING = Path(__file__).parents[3] / "deploy/monitoring"

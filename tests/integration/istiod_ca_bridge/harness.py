@@ -3,7 +3,6 @@
 import base64
 import json
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +26,7 @@ from istio_hsm_proto.istio_ca_pb2_grpc import IstioCertificateServiceStub
 from tests.support import pki
 from tests.support.kube_process import dying_with_parent
 from tests.support.plugin import Plugin, program
+from tests.support.ports import free_port
 
 KEK_ID = "test-kek"
 ISSUER = "https://kubernetes.default.svc.cluster.local"
@@ -164,12 +164,6 @@ def running_bridge(
                 bridge.process.wait(_SECONDS)
             except subprocess.TimeoutExpired:
                 bridge.kill()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
 
 
 # The operator's part

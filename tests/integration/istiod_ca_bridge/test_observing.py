@@ -25,6 +25,7 @@ from tests.integration.istiod_ca_bridge import harness
 from tests.integration.istiod_ca_bridge.conftest import Mesh, token_settings
 from tests.support import pki
 from tests.support.plugin import program
+from tests.support.ports import free_port
 
 _MONITORING = Path(__file__).parents[3] / "deploy" / "monitoring"
 _METRIC = re.compile(r"\b(?:citadel_server|istiod_ca_bridge|process)_\w+")
@@ -55,7 +56,7 @@ class Observed:
 def observed(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     folder = tmp_path_factory.mktemp("bridge")
     tokens = harness.token_issuer()
-    metrics = f"127.0.0.1:{harness.free_port()}"
+    metrics = f"127.0.0.1:{free_port()}"
     blocklist = folder / "blocked-keys"
     blocklist.write_text("# none\n")
     settings = token_settings(folder, tokens) | {

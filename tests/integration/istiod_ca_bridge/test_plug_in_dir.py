@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from tests.integration.istiod_ca_bridge import harness
 from tests.integration.istiod_ca_bridge.conftest import Mesh
 from tests.support import plugin
+from tests.support.ports import free_port
 
 FILES = ("ca-key.pem", "ca-cert.pem", "cert-chain.pem", "root-cert.pem")
 
@@ -118,7 +119,7 @@ def test_istiod_finds_nothing_until_the_ceremony_then_all_and_each_renewal_comes
 
 
 def test_the_metrics_say_what_istiod_serves_with(mesh: Mesh, folder: Path, cacerts: Path) -> None:
-    metrics = f"127.0.0.1:{harness.free_port()}"
+    metrics = f"127.0.0.1:{free_port()}"
     environment = settings(cacerts, METRICS_LISTEN=metrics)
     with harness.running_bridge(folder, mesh.plugin.socket, environment) as bridge:
         bridge.await_serving()

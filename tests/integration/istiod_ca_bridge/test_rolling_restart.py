@@ -18,6 +18,7 @@ from istio_hsm_proto.istio_ca_pb2_grpc import IstioCertificateServiceStub
 from tests.integration.istiod_ca_bridge import harness
 from tests.integration.istiod_ca_bridge.conftest import Mesh, token_settings
 from tests.support import plugin
+from tests.support.ports import free_port
 
 _LAG_SECONDS = 0.5
 """How long a replica that is not ready any more is still sent new connections."""
@@ -30,7 +31,7 @@ class Service:
 
     def __init__(self, replicas: list[harness.Bridge]) -> None:
         self.replicas = replicas
-        self.port = harness.free_port()
+        self.port = free_port()
         self._ready: dict[str, float] = {}
         self._turn = 0
         self._over = threading.Event()

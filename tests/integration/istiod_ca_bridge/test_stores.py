@@ -16,6 +16,7 @@ from istiod_ca_bridge.store import SecretStore
 from tests.integration.istiod_ca_bridge import harness
 from tests.integration.istiod_ca_bridge.conftest import Mesh
 from tests.support.kube import KubeCluster
+from tests.support.ports import free_port
 
 VALUES = {"kek-id": b"kek", "encrypted-dek": bytes(range(256)), "csr-id": b"cluster.local"}
 
@@ -121,7 +122,7 @@ async def test_an_api_server_that_is_not_there_is_unavailable(tmp_path: Path) ->
         f"""
 apiVersion: v1
 kind: Config
-clusters: [{{name: c, cluster: {{server: "http://127.0.0.1:{harness.free_port()}"}}}}]
+clusters: [{{name: c, cluster: {{server: "http://127.0.0.1:{free_port()}"}}}}]
 contexts: [{{name: c, context: {{cluster: c, user: u}}}}]
 current-context: c
 users: [{{name: u, user: {{}}}}]
