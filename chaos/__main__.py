@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from chaos import mounts, site
+from chaos import assembly, mounts, site
 from chaos.conductor import Conductor
 from chaos.faults import Fault
 from chaos.report import Finding, Strike, Summary, page, rows
@@ -70,7 +70,7 @@ def _run(
 ) -> list[Finding]:
     tally, stop = Tally(), threading.Event()
     sys.stderr.write(f"seed {options.seed}; starting the system ...\n")
-    with site.running(folder, memory, ledgers, options.replicas) as it:
+    with assembly.running(folder, memory, ledgers, options.replicas) as it:
         endpoints = it.endpoints()
         endpoints.start()
         load = Load(
