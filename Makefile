@@ -1,6 +1,6 @@
 # `make demo` and `make test` do all their set-up. CI calls the same targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo screens test lint format proto bench soak audit lock setup setup-test clean
+.PHONY: help demo screens test lint format proto bench soak fuzz audit lock setup setup-test clean
 
 PY := .venv/bin/python
 DEMO_PACKAGES := softhsm2 openssl
@@ -43,6 +43,9 @@ bench: ## the measurements, side by side in one run
 soak: ## the whole system under load and faults; MINUTES=10 SEED=1
 	@scripts/setup.sh $(SOAK_PACKAGES)
 	@$(PY) -m chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+
+fuzz: setup ## hostile inputs at random, round after round; MINUTES=10
+	@$(PY) -m tests.fuzz --minutes $(or $(MINUTES),10)
 
 audit: setup ## known vulnerabilities of what is locked (needs the network)
 	@scripts/audit.sh

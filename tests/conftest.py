@@ -15,6 +15,7 @@ from tests.support.kube_binaries import KubeBinaries, KubeBinariesError, Missing
 
 _ON_ANY_MACHINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", _ON_ANY_MACHINE, max_examples=30, derandomize=True)
+settings.register_profile("round", _ON_ANY_MACHINE, max_examples=300)
 settings.register_profile("long", _ON_ANY_MACHINE, max_examples=20_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

@@ -88,6 +88,11 @@ def string(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
+def bounded(error: Exception) -> None:
+    """Assert that a refusal quotes nothing at length."""
+    assert len(str(error)) < 1000
+
+
 # -- hsm_plugin ----------------------------------------------------------------------------
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import corpus
-from tests.unit.parsers import PARSERS, Parser
+from tests.unit.parsers import Parser
+from tests.unit.state_parsers import PARSERS
 
 _MAX_TOLD = 4000
 """Characters of a refusal: what is told goes to a log, and what is quoted is bounded."""

@@ -17,7 +17,8 @@ from istio_hsm_installer.errors import InstallerError
 from istiod_ca_bridge import config as bridge_config
 from istiod_ca_bridge.errors import BridgeError
 from tests.support import corpus
-from tests.unit.parsers import BRIDGE_VARIABLES, PARSERS, VAULT_VARIABLES, Parser
+from tests.unit.parsers import BRIDGE_VARIABLES, VAULT_VARIABLES, Parser
+from tests.unit.state_parsers import PARSERS
 from vault_client import config as vault_config
 from vault_client.errors import VaultClientError
 
