@@ -56,8 +56,7 @@ def parse(text: str) -> KeyUri:
 
 def _pin_file(source: str) -> str:
     path = source.removeprefix("file:")
-    if path.startswith("//"):
-        path = path[2:]  # file://, and no host
+    path = path.removeprefix("//")  # file://, and no host
     if not path or path.startswith("|"):
         raise InputError("pin-source names no file, and no program is run for it", hint=_EXAMPLE)
     return path

@@ -124,9 +124,9 @@ def number_of(crl: x509.CertificateRevocationList | None) -> int:
         return 0
     try:
         number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-        return number if 0 <= number < _MAX_NUMBER else 0
     except (x509.ExtensionNotFound, *der.MALFORMED):
         return 0
+    return number if 0 <= number < _MAX_NUMBER else 0
 
 
 async def make_crl(

@@ -113,7 +113,14 @@ def judged_by_openssl(case: Case, folder: Path, *, is_excluded: bool) -> bool:
     files = {"root": root(case, is_excluded=is_excluded), "leaf": below(case, is_ca=False)}
     for name, certificate in files.items():
         (folder / name).write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    command = ["openssl", "verify", "-x509_strict", "-CAfile", folder / "root", folder / "leaf"]
+    command = [
+        "openssl",
+        "verify",
+        "-x509_strict",
+        "-CAfile",
+        str(folder / "root"),
+        str(folder / "leaf"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0 or "name constraints" in done.stderr or "subtree" in done.stderr, (
         done.stderr
