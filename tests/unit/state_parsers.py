@@ -15,11 +15,11 @@ from hsm_plugin.errors import HsmPluginError
 from istio_hsm_installer import pkcs11_uri as installer_uri
 from istio_hsm_installer.errors import InstallerError
 from istiod_ca_bridge import crl, issuance_verify, kube_csr, replica_report, rotation, status_record
+from istiod_ca_bridge.crl_bundle import lists_in
 from istiod_ca_bridge.errors import BridgeError, ForbiddenError, RefusedRequestError
 from istiod_ca_bridge.issuance_file import IssuanceFile
 from istiod_ca_bridge.kube_watch import MALFORMED
 from istiod_ca_bridge.remote_kubeconfig import remote_api
-from istiod_ca_bridge.revocations import _read_crl
 from istiod_ca_bridge.signing_request import SigningRequest, grant_request
 from tests.unit.istiod_ca_bridge.test_signing_request import POLICY
 from tests.unit.parsers import NOW, PARSERS, document, parser, string, variable
@@ -77,9 +77,9 @@ def _bridge_revocations(data: bytes, _: Path) -> object:
     return entries
 
 
-@parser()
-def _bridge_crl(data: bytes, _: Path) -> object:
-    return crl.number_of(_read_crl(data))
+@parser(BridgeError)
+def _bridge_crls(data: bytes, _: Path) -> object:
+    return [crl.number_of(it) for it in lists_in(data)]
 
 
 @parser(BridgeError)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from hypothesis import given
 from hypothesis import strategies as st
 
 from istiod_ca_bridge.crl import make_crl, number_of, read_revocations, why_anew, write_revocations
+from istiod_ca_bridge.crl_bundle import lists_in, pem_of_lists
 from istiod_ca_bridge.errors import BridgeError, CorruptSecretError
 from istiod_ca_bridge.kube_remote import connect_remote
 from istiod_ca_bridge.remote_kubeconfig import remote_api
@@ -24,7 +24,7 @@ from istiod_ca_bridge.store import StoredSecret
 from tests.support import pki
 from tests.support.json_mutants import mutants
 from tests.unit.istiod_ca_bridge.doubles import NOW, recorded_log
-from tests.unit.istiod_ca_bridge.test_revocations import CA, OLD, STOLEN
+from tests.unit.istiod_ca_bridge.test_revocations import CA, OLD, ROOT_LIST, STOLEN, issuers_lists
 from tests.unit.istiod_ca_bridge.test_signing_request import CART, csr, uri
 from tests.unit.parsers import bounded
 from tests.unit.state_parsers import PARSERS, REQUESTOR, SIGNER
@@ -167,7 +167,7 @@ class Unchanging:
 
     async def write(self, values: Mapping[str, bytes], version: str | None) -> None:
         assert version == "1"
-        self.stored = StoredSecret(dict(values), "2")
+        self.stored = StoredSecret({**self.stored.values, **values}, "2")
 
 
 @given(crls(), st.one_of(st.just(REVOKED), mutants(REVOKED)))
@@ -177,7 +177,8 @@ def test_any_state_of_the_revocations_is_mended_or_refused(crl: bytes, record: A
     async def publish(text: str) -> None:
         published.append(text)
 
-    secret = Unchanging({CRL_KEY: crl, RECORD_KEY: to_json(record)})
+    above = issuers_lists(ROOT_LIST)
+    secret = Unchanging({CRL_KEY: crl, RECORD_KEY: to_json(record), **above})
     keeper = RevocationKeeper(secret, lambda: CA, publish, lambda: NOW, recorded_log()[0])
     try:
         asyncio.run(keeper._look())
@@ -185,7 +186,7 @@ def test_any_state_of_the_revocations_is_mended_or_refused(crl: bytes, record: A
         assert published == []
         return
     [text] = published
-    served = x509.load_pem_x509_crl(text.encode())
-    assert text.encode() == served.public_bytes(serialization.Encoding.PEM)
+    served, *_ = lists_in(text.encode())
+    assert text == pem_of_lists(lists_in(text.encode()))
     assert why_anew(served, CA.issuer, read_revocations(to_json(record)).values(), NOW) == ""
     assert number_of(served) < 1 << 64
