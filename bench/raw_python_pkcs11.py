@@ -33,13 +33,13 @@ def _rate(key: Any, data: bytes, mechanism: pkcs11.Mechanism) -> float:
 def _main(module: str, label: str, pin_file: str) -> None:
     token = pkcs11.lib(module).get_token(token_label=label)
     with token.open(user_pin=read_pin(Path(pin_file)), rw=True) as session:
-        _, rsa = session.generate_keypair(pkcs11.KeyType.RSA, 2048)
+        _, rsa = session.generate_keypair(pkcs11.KeyType.RSA, 2048, store=True)
         curve = session.create_domain_parameters(
             pkcs11.KeyType.EC,
             {pkcs11.Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1")},
             local=True,
         )
-        _, elliptic = curve.generate_keypair()
+        _, elliptic = curve.generate_keypair(store=True)
         rates = {
             "RSA-2048, python-pkcs11": _rate(rsa, _DIGEST_INFO, pkcs11.Mechanism.RSA_PKCS),
             "P-256, python-pkcs11": _rate(elliptic, _DIGEST, pkcs11.Mechanism.ECDSA),
