@@ -43,6 +43,8 @@ class WiredCa:
 
     tasks: tuple[Task, ...]
     conditions: Conditions
+    leads: Callable[[], bool]
+    """Whether this replica may write; one that is alone always may."""
     list_issuers: ListIssuers | None = None
     """The further keys that sign revocation lists, where the CA key can be rotated."""
 
@@ -68,7 +70,7 @@ def wire_ca(
     if config.store_directory is not None:
         store = DirectoryStore(config.store_directory)
         alone = Lifecycle(settings, store, keys, adopt, clock, log, conditions=conditions)
-        return WiredCa((alone.run, clock_watch.run), conditions)
+        return WiredCa((alone.run, clock_watch.run), conditions, lambda: True)
     assert cluster is not None  # noqa: S101 - there is one where there is no directory
     secrets_here = kubernetes_store(cluster, config.namespace)
     replica = config.pod_name or socket.gethostname()
@@ -110,7 +112,7 @@ def wire_ca(
     status = StatusPublisher(replica, conditions, serving, told, leadership.leads, clock, log)
     issuers = ListIssuers(secrets_here, ca_keys, lambda: rotation.known, clock)
     tasks = (leadership.run, lifecycle.run, status.run, clock_watch.run)
-    return WiredCa(tasks, conditions, issuers)
+    return WiredCa(tasks, conditions, leadership.leads, issuers)
 
 
 def wire_revocations(

@@ -7,6 +7,7 @@ Several replicas may do so at once: the API server takes the first answer, the r
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import Callable, Container
 from datetime import datetime
 
@@ -23,6 +24,7 @@ from istiod_ca_bridge.errors import (
 from istiod_ca_bridge.issue import issue
 from istiod_ca_bridge.ledger import Ledger, of_request
 from istiod_ca_bridge.log import EventLog
+from istiod_ca_bridge.metrics import Metrics, SignError
 from istiod_ca_bridge.observed import Listing
 from istiod_ca_bridge.policy import check_not_listed
 from istiod_ca_bridge.signing_request import (
@@ -52,6 +54,7 @@ class CsrSigner:
         authority: Callable[[], Authority | None],
         clock: Callable[[], datetime],
         log: EventLog,
+        metrics: Metrics,
         *,
         ledger: Ledger | None = None,
         blocked_keys: Container[bytes] = frozenset(),
@@ -62,9 +65,11 @@ class CsrSigner:
         self._authority = authority
         self._clock = clock
         self._log = log
+        self._metrics = metrics
         self._ledger = ledger
         self._blocked_keys = blocked_keys
         self._open: dict[str, SigningRequest] = {}
+        self._began: dict[str, float] = {}
         self._attempts: dict[str, int] = {}
         self._due: asyncio.Queue[str] = asyncio.Queue()
         self._queued: set[str] = set()
@@ -114,6 +119,7 @@ class CsrSigner:
         if request is None:
             self._open.pop(name, None)
             self._attempts.pop(name, None)
+            self._began.pop(name, None)
         else:
             self._open[name] = request
             self._mark(name)
@@ -138,8 +144,12 @@ class CsrSigner:
 
     async def _handle(self, request: SigningRequest) -> float | None:
         """Answer; return after how many seconds to try again, None for never."""
+        if request.name not in self._began:
+            self._metrics.csrs.inc()
+        began = self._began.setdefault(request.name, time.monotonic())
         try:
-            await self._answer(request)
+            status = await self._answer(request)
+            self._metrics.answered(status, "csr", time.monotonic() - began)
         except AnsweredElsewhereError:
             self._log.debug("csr.answered_elsewhere", csr=request.name)
         except BridgeError as error:
@@ -148,6 +158,7 @@ class CsrSigner:
                 self._log.warning(
                     "csr.delayed", csr=request.name, reason=str(error), hint=error.hint
                 )
+                self._metrics.not_signed(_sign_error(error))
             self._attempts[request.name] = attempts + 1
             return _pause(attempts)
         self._settled(request)
@@ -157,8 +168,10 @@ class CsrSigner:
         self._attempts.pop(request.name, None)
         if self._open.get(request.name) is request:
             del self._open[request.name]
+            self._began.pop(request.name, None)
 
-    async def _answer(self, request: SigningRequest) -> None:
+    async def _answer(self, request: SigningRequest) -> str:
+        """Return how it was answered, by the gRPC status that an agent would have got."""
         authority = self._authority()
         if authority is None:
             raise NotServingError("the CA has no certificate yet")
@@ -172,13 +185,13 @@ class CsrSigner:
             )
             check_not_listed(grant.subject_key, self._blocked_keys, authority.own_keys)
         except (ForbiddenError, RefusedRequestError) as error:
-            await self._refuse(request, error)
-            return
+            return await self._refuse(request, error)
         leaf = await issue(authority.issuer, grant)
         names = (*grant.uris, *grant.dns_names)
         if self._ledger is not None:
             await self._ledger.record(of_request(leaf, authority, names, request.requestor))
         await self._requests.issue(request, pem_of(leaf) + authority.intermediates_pem)
+        self._metrics.issued.inc()
         self._log.info(
             "certificate.issued",
             identity=",".join(names),
@@ -188,8 +201,9 @@ class CsrSigner:
             csr=request.name,
             requestor=request.requestor,
         )
+        return "OK"
 
-    async def _refuse(self, request: SigningRequest, error: BridgeError) -> None:
+    async def _refuse(self, request: SigningRequest, error: BridgeError) -> str:
         reason = "Forbidden" if isinstance(error, ForbiddenError) else "Invalid"
         await self._requests.fail(request, reason, str(error))
         self._log.warning(
@@ -200,6 +214,16 @@ class CsrSigner:
             csr=request.name,
             requestor=request.requestor,
         )
+        if isinstance(error, ForbiddenError):
+            self._metrics.unauthenticated.inc()
+            return "PERMISSION_DENIED"
+        self._metrics.bad_csrs.inc()
+        self._metrics.not_signed(SignError.CSR)
+        return "INVALID_ARGUMENT"
+
+
+def _sign_error(error: BridgeError) -> SignError:
+    return SignError.NOT_READY if isinstance(error, NotServingError) else SignError.OTHER
 
 
 def _pause(failures: int) -> float:

@@ -119,6 +119,9 @@ class Metrics:
         self.ready = Gauge(
             "istiod_ca_bridge_ready", "1 when the CA key signed a probe just now", registry=r
         )
+        self.leader = Gauge(
+            "istiod_ca_bridge_leader", "1 on the replica that may write: it leads", registry=r
+        )
         self._state = Gauge(
             "istiod_ca_bridge_lifecycle_state", "1 for the present state", ["state"], registry=r
         )

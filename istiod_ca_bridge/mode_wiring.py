@@ -10,6 +10,7 @@ from istiod_ca_bridge.kube_client import Cluster
 from istiod_ca_bridge.kube_csr import KubernetesSigningRequests
 from istiod_ca_bridge.ledger import Ledger
 from istiod_ca_bridge.log import EventLog
+from istiod_ca_bridge.metrics import Metrics
 from istiod_ca_bridge.plug_in_dir import PlugInDirectory
 from istiod_ca_bridge.signing_request import SigningPolicy
 
@@ -30,6 +31,7 @@ def csr_signer(
     authority: Callable[[], Authority | None],
     clock: Callable[[], datetime],
     log: EventLog,
+    metrics: Metrics,
     *,
     ledger: Ledger | None,
     blocked_keys: Container[bytes],
@@ -52,6 +54,7 @@ def csr_signer(
         authority,
         clock,
         log,
+        metrics,
         ledger=ledger,
         blocked_keys=blocked_keys,
     )

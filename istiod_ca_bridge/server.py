@@ -120,6 +120,7 @@ class _Process:
             self._adoption.serving,
             clock,
             log,
+            self._metrics,
             ledger=self._issuance_log,
             blocked_keys=self._blocklist or frozenset(),
         )
@@ -149,6 +150,7 @@ class _Process:
             clock,
             log,
         )
+        self._metrics.leader.set_function(self._ca.leads)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until stopped, then drain."""

@@ -19,6 +19,7 @@ from kubernetes import client, utils
 
 from tests.integration.istiod_ca_bridge import cluster_harness, harness
 from tests.integration.istiod_ca_bridge.cluster_harness import ACCOUNT, Site
+from tests.support.figures import figures
 from tests.support.kube import KubeCluster
 from tests.support.ports import free_port
 
@@ -207,6 +208,10 @@ def test_a_workloads_request_is_signed_and_ends_at_the_meshs_root(
     assert names_of(chain[0]) == [CART]
     assert timedelta(minutes=55) < lifetime(chain[0]) < timedelta(minutes=61)
     assert "by=csr csr=csr-workload-" in site.bridge.log
+    told = figures(site.bridge.environment["METRICS_LISTEN"])
+    assert told["citadel_server_success_cert_issuance_count"] >= 1
+    ends = chain[1].not_valid_after_utc.timestamp()
+    assert told["citadel_server_cert_chain_expiry_timestamp"] == ends
 
 
 def test_istiods_own_request_for_ten_years_gets_its_names_for_as_long_as_is_allowed(

@@ -14,6 +14,7 @@ from tests.e2e import guide_istiod
 from tests.e2e.guide_istiod import CERTIFICATE, CSR
 from tests.integration.istiod_ca_bridge import cluster_harness, harness
 from tests.support import plugin, softhsm
+from tests.support.figures import figures
 from tests.support.kube import KubeCluster
 
 RIGHTS = Path("deploy/kustomize/sealed/rbac.yaml")
@@ -51,10 +52,15 @@ def test_with_istiods_own_account_the_sidecar_gives_istiod_its_ca_and_publishes_
             chain = harness.signed_ca(csr, root)
             guide_istiod.write(core, namespace, CERTIFICATE, {"cert-chain.pem": chain})
             bridge.await_serving()
+            told = figures(bridge.environment["METRICS_LISTEN"])
 
     assert all((cacerts / name).is_file() for name in FILES)
     certificate = x509.load_pem_x509_certificate((cacerts / "ca-cert.pem").read_bytes())
     assert certificate.public_key() == csr.public_key()
+    ends = certificate.not_valid_after_utc.timestamp()
+    assert told["citadel_server_cert_chain_expiry_timestamp"] == ends
+    assert told['istiod_ca_bridge_lifecycle_state{state="waiting"}'] == 0
+    assert not any('certificate="server"' in name for name in told)
     assert "answers 403" not in bridge.log
     with pytest.raises(client.ApiException, match="404"):
         core.read_namespaced_config_map("istio-ca-root-cert", namespace)

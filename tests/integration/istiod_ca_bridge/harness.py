@@ -134,6 +134,7 @@ def start_bridge(
         "KEY_MANAGEMENT_KEY_ID": KEK_ID,
         "CA_LISTEN": f"127.0.0.1:{free_port()}",
         "HEALTH_LISTEN": f"127.0.0.1:{free_port()}",
+        "METRICS_LISTEN": f"127.0.0.1:{free_port()}",
         "ROOT_CERT_FILE": str(folder / "root.pem"),
         "DRAIN_DELAY": "0s",
         "DRAIN_DURATION": "3s",

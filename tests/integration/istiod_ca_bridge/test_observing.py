@@ -24,12 +24,12 @@ from istiod_ca_bridge.signer import key_der
 from tests.integration.istiod_ca_bridge import harness
 from tests.integration.istiod_ca_bridge.conftest import Mesh, token_settings
 from tests.support import pki
+from tests.support.figures import figures
 from tests.support.plugin import program
 from tests.support.ports import free_port
 
 _MONITORING = Path(__file__).parents[3] / "deploy" / "monitoring"
 _METRIC = re.compile(r"\b(?:citadel_server|istiod_ca_bridge|process)_\w+")
-_SAMPLE = re.compile(r"^(\w+)(\{.*\})? (\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,7 @@ class Observed:
     blocklist: Path
 
     def samples(self) -> dict[str, float]:
-        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=5) as answer:
-            text = answer.read().decode()
-        return {f"{name}{labels}": float(value) for name, labels, value in _SAMPLE.findall(text)}
+        return figures(self.metrics)
 
     def sample(self, name: str) -> float:
         return self.samples()[name]
@@ -123,6 +121,7 @@ def test_each_kind_of_answer_is_counted_under_istiod_s_names(observed: Observed)
     assert after['istiod_ca_bridge_requests_total{by="token",status="OK"}'] >= 1
     assert after['istiod_ca_bridge_lifecycle_state{state="serving"}'] == 1
     assert after["istiod_ca_bridge_ready"] == 1
+    assert after["istiod_ca_bridge_leader"] == 1
 
 
 def test_the_expiries_told_are_those_of_what_is_served(observed: Observed) -> None:
@@ -145,12 +144,11 @@ def test_each_metric_of_the_alert_rules_and_the_dashboard_exists(observed: Obser
     groups = yaml.safe_load((_MONITORING / "istiod-ca-bridge.rules.yaml").read_text())["groups"]
     rules = [rule["expr"] for group in groups for rule in group["rules"]]
     panels = json.loads((_MONITORING / "dashboard.json").read_text())["panels"]
-    queries = [target["expr"] for panel in panels for target in panel["targets"]]
+    queries = [target["expr"] for panel in panels for target in panel.get("targets", [])]
 
+    assert all(_METRIC.findall(expression) for expression in rules)
     for expression in (*rules, *queries):
-        named = set(_METRIC.findall(expression))
-        assert named, expression
-        assert named <= there, expression
+        assert set(_METRIC.findall(expression)) <= there, expression
     drawn = {name for query in queries for name in _METRIC.findall(query)}
     assert {it for it in there if it.startswith("istiod_ca_bridge")} - drawn <= {
         f"istiod_ca_bridge_{name}_{part}"

@@ -20,6 +20,7 @@ from istiod_ca_bridge.errors import (
 )
 from istiod_ca_bridge.issuance_chain import Facts
 from istiod_ca_bridge.ledger import Ledger
+from istiod_ca_bridge.metrics import Metrics
 from istiod_ca_bridge.observed import Change, Listing
 from istiod_ca_bridge.signer import PublicKey, key_der
 from istiod_ca_bridge.signing_request import Requests, SigningRequest
@@ -103,6 +104,7 @@ async def running(
     replicas: int = 1,
     ledger: Ledger | None = None,
     blocked_keys: frozenset[bytes] = frozenset(),
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[list[str]]:
     log, lines = recorded_log()
     signers = [
@@ -113,6 +115,7 @@ async def running(
             lambda: serving[0] if serving else None,
             lambda: NOW,
             log,
+            metrics or Metrics(),
             ledger=ledger,
             blocked_keys=blocked_keys,
         )
@@ -158,6 +161,30 @@ async def test_a_refused_request_fails_with_its_reason() -> None:
     assert cluster.failed["foreign"] == ("Forbidden", "trust domain evil.test is not of this mesh")
     assert cluster.failed["empty"] == ("Invalid", "the CSR is empty")
     assert cluster.certificates == {}
+
+
+async def test_each_kind_of_answer_is_counted_once() -> None:
+    foreign = replace(named("foreign"), csr_pem=csr(uri("spiffe://evil.test/ns/a/sa/b")))
+    empty = replace(named("empty"), csr_pem="")
+    good = {name: named(name) for name in ("one", "two")}
+    cluster, metrics = Cluster({"foreign": foreign, "empty": empty, **good}, failures=1), Metrics()
+    async with running(cluster, ca(), metrics=metrics):
+        await until(lambda: len(cluster.failed) == len(cluster.certificates) == 2)
+
+    counted = metrics.exposition().decode()
+    for line in (
+        "citadel_server_csr_count 4.0",
+        "citadel_server_success_cert_issuance_count 2.0",
+        "citadel_server_authentication_failure_count 1.0",
+        "citadel_server_csr_parsing_err_count 1.0",
+        'citadel_server_csr_sign_err_count{error="CSR_ERROR"} 1.0',
+        'citadel_server_csr_sign_err_count{error="CERT_GEN_ERROR"} 1.0',
+        'istiod_ca_bridge_requests_total{by="csr",status="OK"} 2.0',
+        'istiod_ca_bridge_requests_total{by="csr",status="PERMISSION_DENIED"} 1.0',
+        'istiod_ca_bridge_requests_total{by="csr",status="INVALID_ARGUMENT"} 1.0',
+        'istiod_ca_bridge_request_seconds_count{by="csr"} 2.0',
+    ):
+        assert line in counted.splitlines(), line
 
 
 async def test_a_listed_key_is_refused() -> None:
