@@ -4,7 +4,7 @@
 
 PY := .venv/bin/python
 DEMO_PACKAGES := softhsm2 openssl
-TEST_PACKAGES := $(DEMO_PACKAGES) gcc libc6-dev buildah mmdebstrap faketime
+TEST_PACKAGES := $(DEMO_PACKAGES) gcc libc6-dev buildah mmdebstrap faketime +prometheus
 SOAK_PACKAGES := $(DEMO_PACKAGES) gcc libc6-dev
 BENCH_PACKAGES := $(DEMO_PACKAGES) gcc libc6-dev nghttp2-client nghttp2-server haproxy
 
