@@ -1,6 +1,6 @@
 # `make demo` and `make test` do all their set-up. CI calls the same targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo screens test lint format proto bench soak fuzz audit lock setup setup-test clean
+.PHONY: help demo screens dashboard test lint format proto bench soak fuzz audit lock setup setup-test clean
 
 PY := .venv/bin/python
 DEMO_PACKAGES := softhsm2 openssl
@@ -18,6 +18,10 @@ demo: ## from nothing to a workload certificate signed in an HSM
 screens: ## the pictures of docs/screens, from the real commands
 	@scripts/setup.sh $(DEMO_PACKAGES) tmux
 	@$(PY) -m demo.screens
+
+dashboard: ## docs/screens/dashboard.svg, from the figures of a real Prometheus
+	@scripts/setup.sh $(SOAK_PACKAGES) +prometheus
+	@$(PY) -m demo.dashboard
 
 test: ## every test, on real servers
 	@scripts/setup.sh $(TEST_PACKAGES)

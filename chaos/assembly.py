@@ -4,6 +4,7 @@ import json
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import grpc
@@ -28,6 +29,7 @@ from tests.support.plugin import program
 from tests.support.softhsm import make_token
 
 _KEK_ID = "chaos-kek"
+_ROOT_LIFE, _CA_LIFE = timedelta(days=10 * 365), timedelta(days=2 * 365)
 
 
 @contextmanager
@@ -48,7 +50,7 @@ def running(folder: Path, memory: Path, ledgers: Path, replicas: int) -> Iterato
             kube=kube,
             bao=bao,
             hsm=make_faulty(token),
-            root=harness.strict_root(),
+            root=harness.strict_root(_ROOT_LIFE),
             credentials={**make_credentials(), "PIN": pin},
             clock_library=build_library(folder),
         )
@@ -138,10 +140,13 @@ def _start_delivery(site: Site, cleanup: ExitStack) -> None:
 
 def _start_plugin(site: Site, cleanup: ExitStack) -> None:
     site.socket.parent.mkdir(mode=0o700)
+    site.metrics[PLUGIN] = f"127.0.0.1:{free_port()}"
     environment = site.hsm.environment() | {
         "P11_PIN_FILE": str(site.memory / "credentials" / "pin"),
         "SOCKET": str(site.socket),
         "AUDIT_LOG": str(site.audit_log),
+        "METRICS_LISTEN": site.metrics[PLUGIN],
+        "HSM_PLUGIN_WATCH_CERTIFICATES": str(site.memory / "credentials" / "clientcert.pem"),
         "LOG_FORMAT": "json",
     }
     site.plugin = _supervised(
@@ -170,6 +175,7 @@ def _start_bridge(site: Site, number: int, cleanup: ExitStack) -> None:
     address, health = (f"127.0.0.1:{free_port()}" for _ in range(2))
     site.addresses.append(address)
     site.healths.append(health)
+    site.metrics[name] = f"127.0.0.1:{free_port()}"
     environment = {
         "BRIDGE_STORE": "kubernetes",
         "KUBECONFIG": str(kubeconfig),
@@ -183,6 +189,7 @@ def _start_bridge(site: Site, number: int, cleanup: ExitStack) -> None:
         "CA_LISTEN": address,
         "CA_SERVER_NAMES": CA_NAME,
         "HEALTH_LISTEN": health,
+        "METRICS_LISTEN": site.metrics[name],
         "TOKEN_REVIEW_CACHE": "2s",
         "ISSUANCE_LOG": str(site.ledgers / f"{name}.issued"),
         "ISSUANCE_LOG_CHECKPOINT": "50",
@@ -210,7 +217,7 @@ def _hold_ceremony(site: Site) -> None:
         {"SOCKET": str(site.socket)},
     )
     request = x509.load_pem_x509_csr(csr.read_bytes())
-    site.chain = harness.signed_ca(request, site.root)
+    site.chain = harness.signed_ca(request, site.root, lifetime=_CA_LIFE)
     site.write_chain(site.chain)
 
 

@@ -50,6 +50,8 @@ class Site:
     bridges: list[Supervised] = field(default_factory=list)
     healths: list[str] = field(default_factory=list)
     addresses: list[str] = field(default_factory=list)
+    metrics: dict[str, str] = field(default_factory=dict)
+    """Where the plugin and the bridges serve their figures, by their names."""
     plugin: Supervised = field(init=False)
     delivery: Supervised = field(init=False)
     chain: bytes = b""

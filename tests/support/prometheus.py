@@ -82,11 +82,6 @@ class Prometheus:
             if rule["health"] != "ok"
         }
 
-    def rules(self) -> list[str]:
-        """Return the names of the alerts that are loaded."""
-        groups = self._get("rules", {})["groups"]
-        return [rule["name"] for group in groups for rule in group["rules"]]
-
     def unreachable(self) -> list[str]:
         """Return those of its targets whose last scrape failed, or that had none yet."""
         targets = self._get("targets", {"state": "active"})["activeTargets"]

@@ -170,12 +170,17 @@ def running_bridge(
 # The operator's part
 
 
-def strict_root() -> pki.Issued:
+def strict_root(lifetime: timedelta = timedelta(days=1)) -> pki.Issued:
     """Return a root with all that `openssl verify -x509_strict` wants."""
     key = ec.generate_private_key(ec.SECP256R1())
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     return pki.issue(
-        "Mesh Root", is_ca=True, usage=pki.CA_USAGE, key=key, extensions=((identifier, False),)
+        "Mesh Root",
+        is_ca=True,
+        usage=pki.CA_USAGE,
+        valid_until=pki.MOMENT + lifetime,
+        key=key,
+        extensions=((identifier, False),),
     )
 
 
