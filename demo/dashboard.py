@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from chaos import site
+from chaos import assembly, site
 from chaos.waiting import ChaosError, wait_until
 from demo import panels
 from demo.busy_minute import SIDECARS, busy
@@ -69,7 +69,7 @@ def _record(folder: Path, memory: Path, seconds: float) -> str:
     ledgers = folder / "ledgers"
     ledgers.mkdir()
     rules = [_MONITORING / f"{name}.rules.yaml" for name in _RULES]
-    with site.running(folder, memory, ledgers, _REPLICAS) as mesh:
+    with assembly.running(folder, memory, ledgers, _REPLICAS) as mesh:
         targets = [
             Scraped(
                 job="hsm-plugin" if name == "plugin" else "istiod-ca-bridge",

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from tests.support.kube_process import Child
-from tests.support.openbao import free_port
+from tests.support.ports import free_port
 
 _START_SECONDS = 30.0
 _ANSWER_SECONDS = 30.0
