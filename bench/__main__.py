@@ -53,15 +53,21 @@ def main() -> int:
             started = time.perf_counter()
             with tempfile.TemporaryDirectory() as folder:
                 results[name] = measure(Path(folder))
+            _write(results, options.out)  # what is measured is kept, whatever happens to the rest
             sys.stderr.write(f" {time.perf_counter() - started:.0f} s\n")
-    document = json.dumps(results, indent=2) + "\n"
-    (options.out / "results.json").write_text(document)
+    document = _write(results, options.out)
     from bench import charts  # noqa: PLC0415 - pygal changes how every later import is looked up
 
     for path in charts.draw(json.loads(document), options.out):
         sys.stderr.write(f"wrote {path}\n")
     sys.stdout.write(document)
     return 0
+
+
+def _write(results: dict[str, object], folder: Path) -> str:
+    document = json.dumps(results, indent=2) + "\n"
+    (folder / "results.json").write_text(document)
+    return document
 
 
 def _options() -> argparse.Namespace:

@@ -22,7 +22,7 @@ from istio_hsm_proto import kms_istio_v1_pb2_grpc as kms_grpc
 from istio_hsm_proto import signing_v1_pb2_grpc as signing_grpc
 from tests.support.faults import FaultyHsm, make_faulty
 from tests.support.plugin import Plugin, running
-from tests.support.softhsm import make_token
+from tests.support.softhsm import SoftHsm, make_token
 
 RUNS = 3
 SECONDS = 2.0
@@ -160,13 +160,12 @@ def sizes(folder: Path) -> Figures:
 
 
 def objects(folder: Path, counts: tuple[int, ...]) -> Figures:
-    """Return calls a second, and seconds from start to serving, by KEKs in the token."""
+    """Return calls a second, and seconds from start to serving, by further keys in the token."""
     hsm = make_token(folder / "objects-hsm")
     found: Figures = {}
     made = 0
     for count in counts:
-        with running(hsm, folder / f"objects-{made}") as plugin:
-            _make_keks(plugin, range(made, count))
+        _fill(hsm, count - made)
         made = count
         started = time.perf_counter()
         with running(hsm, folder / f"objects-{count}") as plugin:
@@ -181,11 +180,15 @@ def objects(folder: Path, counts: tuple[int, ...]) -> Figures:
     return found
 
 
-def _make_keks(plugin: Plugin, numbers: range) -> None:
-    with plugin.keys() as keys:
-        for number in numbers:
-            request = plugin_calls.kek_request(number)
-            keys.GenerateKEK(request, timeout=30)
+def _fill(hsm: SoftHsm, count: int) -> None:
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "bench.fill_token"),
+            *(hsm.module, hsm.label, str(hsm.pin_file), str(count)),
+        ],
+        env=os.environ | {"SOFTHSM2_CONF": str(hsm.config)},
+        check=True,
+    )
 
 
 def latency(folder: Path) -> Figures:

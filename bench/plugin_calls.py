@@ -96,11 +96,6 @@ def new_dek(keys: kms_grpc.KeyManagementServiceStub, kek_id: bytes = _KEK) -> by
     return keys.GenerateDEK(kms.GenerateDEKRequest(kek_kid=kek_id)).encrypted_dek_blob
 
 
-def kek_request(number: int) -> kms.GenerateKEKRequest:
-    """Return a request for one KEK of many."""
-    return kms.GenerateKEKRequest(kek_kid=f"bench-{number}".encode())
-
-
 def encrypt_call(dek: bytes, size: int) -> Call:
     """Return AuthenticatedEncrypt of `size` bytes."""
     return Call(f"{_KMS}/AuthenticatedEncrypt", _encrypt(_KEK, dek, size).SerializeToString())

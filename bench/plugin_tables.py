@@ -14,6 +14,8 @@ def tables(results: Mapping[str, Any]) -> Iterable[str]:
         yield from _calls(results["plugin"])
     if "plugin" in results and "raw" in results:
         yield from _beside_the_token(results["plugin"], results["raw"])
+    if "objects" in results:
+        yield from _objects(results["objects"])
     if "startup" in results:
         yield f"From start to serving: {results['startup']['seconds']} s."
         yield ""
@@ -61,6 +63,16 @@ def _beside_the_token(found: Mapping[str, Any], raw: Mapping[str, Any]) -> Itera
         rate = found[call]["per_second"] * each
         bare, usual = raw[kind][_RAW_THREADS], raw[f"{kind}, python-pkcs11"]["1"]
         yield (f"| {title} | {rate} | {bare} | {rate / bare:.2f} | {usual} | {rate / usual:.2f} |")
+    yield ""
+
+
+def _objects(found: Mapping[str, Any]) -> Iterable[str]:
+    names = [name for name in next(iter(found.values())) if name != "start_to_serving_seconds"]
+    yield f"| further keys in the token | start to serving | {' | '.join(names)} |"
+    yield f"|---|---|{'---|' * len(names)}"
+    for count, figures in found.items():
+        rates = " | ".join(f"{figures[name]}/s" for name in names)
+        yield f"| {int(count):,} | {figures['start_to_serving_seconds']} s | {rates} |"
     yield ""
 
 

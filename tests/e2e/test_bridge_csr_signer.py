@@ -280,7 +280,9 @@ def test_requests_that_are_not_approved_or_not_for_us_are_left_alone(
 def test_two_replicas_and_the_death_of_one_leave_no_request_unanswered(
     site: Site, istiod: Istiod, tmp_path: Path
 ) -> None:
-    environment = dict(site.bridge.environment) | {"HEALTH_LISTEN": f"127.0.0.1:{free_port()}"}
+    environment = dict(site.bridge.environment) | {
+        name: f"127.0.0.1:{free_port()}" for name in ("HEALTH_LISTEN", "METRICS_LISTEN")
+    }
     with harness.running_bridge(tmp_path, site.hsm.socket, environment) as second:
         second.await_serving()
         with ThreadPoolExecutor(8) as pool:

@@ -33,6 +33,7 @@ from tests.support.vault_client import ClientProcess, memory_folder
 _SECONDS = 30
 _MAX_SCANNED = 4 << 20
 _LOOKS = 10
+_LOOK_SECONDS = 0.03
 
 
 @dataclass(slots=True)
@@ -55,7 +56,7 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopped.wait(0.03):
+        while not self._stopped.wait(_LOOK_SECONDS):
             self.look()
 
     def look(self) -> None:
@@ -324,8 +325,8 @@ def test_the_canaries_are_found_where_they_do_lie(system: System) -> None:
     with subprocess.Popen(
         ["sh", "-c", "read _", shown], env={"SHOWN": shown}, stdin=subprocess.PIPE
     ) as process:
-        watch = Watch()
-        watch.look()
+        with Watch() as watch:
+            time.sleep(_LOOKS * _LOOK_SECONDS)
         process.kill()
     kinds = {name for name, content in watch.contents if shown.encode() in content}
     assert kinds == {"cmdline", "environ"}
