@@ -23,6 +23,7 @@ _SECTIONS: dict[str, tuple[str, Section]] = {
     "client": ("what the load client itself can do", lambda _: client.ceiling()),
     "raw": ("the bare token, by threads", plugin.raw),
     "plugin": ("every call beside an empty echo", plugin.rates),
+    "seldom": ("the calls that are made seldom", plugin.seldom),
     "concurrency": ("growth with calls at once", plugin.concurrency),
     "sizes": ("growth with the message", plugin.sizes),
     "objects": ("growth with keys in the token", partial(plugin.objects, counts=_OBJECTS)),

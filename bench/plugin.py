@@ -13,7 +13,7 @@ from pathlib import Path
 
 import grpc
 
-from bench import plugin_calls
+from bench import plugin_calls, seldom_calls
 from bench.cost import cpu_seconds
 from bench.h2load import Call, answer_of, load
 from bench.load import Load, median_of
@@ -78,6 +78,20 @@ def rates(folder: Path) -> Figures:
     return {name: _summary(kept) for name, kept in runs.items()}
 
 
+def seldom(folder: Path) -> Figures:
+    """Return the calls that are made seldom, at 16 at once and alone."""
+    runs: dict[str, list[_Run]] = {}
+    hsm = make_token(folder / "seldom-hsm")
+    serving = running(hsm, folder / "seldom", arguments=("--kms-kek-id", seldom_calls.KEK))
+    with serving as plugin, plugin.channel() as channel:
+        served = _Server(_target(plugin), plugin.pid)
+        calls = seldom_calls.prepare(channel)
+        for _ in range(RUNS):
+            for name, call in calls.items():
+                runs.setdefault(name, []).append(_both(served, call, seconds=1))
+    return {name: _own_figures(kept) for name, kept in runs.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class _Server:
     target: str
@@ -91,25 +105,33 @@ class _Run:
     cpu_us: float
 
 
-def _both(server: _Server, call: Call) -> _Run:
-    alone = load(server.target, call, concurrent=1, seconds=SECONDS / 2)
+def _both(server: _Server, call: Call, seconds: float = SECONDS) -> _Run:
+    alone = load(server.target, call, concurrent=1, seconds=seconds / 2)
     before = cpu_seconds(server.pid)
-    together = load(server.target, call, concurrent=CONCURRENT, seconds=SECONDS)
+    together = load(server.target, call, concurrent=CONCURRENT, seconds=seconds)
     spent = cpu_seconds(server.pid) - before
-    return _Run(together, alone, spent / (together.per_second * SECONDS) * 1e6)
+    return _Run(together, alone, spent / (together.per_second * seconds) * 1e6)
 
 
-def _summary(runs: list[tuple[_Run, _Run]]) -> dict[str, float]:
-    together = median_of([run.together for run, _ in runs])
-    alone = median_of([run.alone for run, _ in runs])
-    echo = median_of([run.together for _, run in runs])
-    echo_alone = median_of([run.alone for _, run in runs])
+def _own_figures(runs: list[_Run]) -> dict[str, float]:
+    together = median_of([run.together for run in runs])
+    alone = median_of([run.alone for run in runs])
     return {
         "per_second": round(together.per_second),
         "p50_ms": round(together.p50_ms, 2),
         "p99_ms": round(together.p99_ms, 2),
         "alone_p50_ms": round(alone.p50_ms, 3),
-        "cpu_us": round(statistics.median(run.cpu_us for run, _ in runs)),
+        "cpu_us": round(statistics.median(run.cpu_us for run in runs)),
+    }
+
+
+def _summary(runs: list[tuple[_Run, _Run]]) -> dict[str, float]:
+    own = _own_figures([run for run, _ in runs])
+    together = median_of([run.together for run, _ in runs])
+    alone = median_of([run.alone for run, _ in runs])
+    echo = median_of([run.together for _, run in runs])
+    echo_alone = median_of([run.alone for _, run in runs])
+    return own | {
         "echo_per_second": round(echo.per_second),
         "echo_alone_p50_ms": round(echo_alone.p50_ms, 3),
         "of_echo": round(together.per_second / echo.per_second, 2),

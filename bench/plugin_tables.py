@@ -14,6 +14,8 @@ def tables(results: Mapping[str, Any]) -> Iterable[str]:
         yield from _calls(results["plugin"])
     if "plugin" in results and "raw" in results:
         yield from _beside_the_token(results["plugin"], results["raw"])
+    if "seldom" in results:
+        yield from _seldom(results["seldom"])
     if "objects" in results:
         yield from _objects(results["objects"])
     if "startup" in results:
@@ -63,6 +65,17 @@ def _beside_the_token(found: Mapping[str, Any], raw: Mapping[str, Any]) -> Itera
         rate = found[call]["per_second"] * each
         bare, usual = raw[kind][_RAW_THREADS], raw[f"{kind}, python-pkcs11"]["1"]
         yield (f"| {title} | {rate} | {bare} | {rate / bare:.2f} | {usual} | {rate / usual:.2f} |")
+    yield ""
+
+
+def _seldom(found: Mapping[str, Any]) -> Iterable[str]:
+    yield "| call made seldom | a second, 16 at once | p50, p99 | alone, p50 | processor time |"
+    yield "|---|---|---|---|---|"
+    for name, figure in found.items():
+        yield (
+            f"| {name} | {figure['per_second']} | {figure['p50_ms']}, {figure['p99_ms']} ms "
+            f"| {figure['alone_p50_ms']} ms | {figure['cpu_us']} µs |"
+        )
     yield ""
 
 
