@@ -162,6 +162,8 @@ class TlsPipe:
         except _AGAIN:
             sent = 0
         except OSError:
+            if not self._to_client:
+                self._from_server()  # what it said before it hung up, such as why
             self.end()
             return True
         self._to_server = data[sent:]
