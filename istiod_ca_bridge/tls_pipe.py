@@ -101,10 +101,14 @@ class TlsPipe:
             self._loop.add_writer(self._client_fd, self._client_takes)
 
     def end(self) -> None:
-        """Close after what is written already; at once for a client that does not take it."""
+        """Close after what the server has said; a client that does not take it is soon left."""
         if self._is_ending:
             return
         self._is_ending = True
+        if not self._to_client:
+            self._from_server()  # what lies there, such as why it hangs up
+        if self._is_closed:
+            return
         self._loop.remove_reader(self._server_fd)
         self._loop.remove_writer(self._server_fd)
         self._server.close()
@@ -162,8 +166,6 @@ class TlsPipe:
         except _AGAIN:
             sent = 0
         except OSError:
-            if not self._to_client:
-                self._from_server()  # what it said before it hung up, such as why
             self.end()
             return True
         self._to_server = data[sent:]
