@@ -112,6 +112,15 @@ def name_of(certificate: x509.Certificate) -> str:
     return f'"{certificate.subject.rfc4514_string()[:200]}"'
 
 
+def is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Return whether the issuer's key signed it, under the issuer's name."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (InvalidSignature, *MALFORMED):
+        return False
+    return True
+
+
 def _read(pem: bytes) -> list[x509.Certificate]:
     if len(pem) > MAX_CHAIN_BYTES:
         raise RefusedChainError(f"cert-chain.pem has more than {MAX_CHAIN_BYTES} bytes")
@@ -243,9 +252,7 @@ def _check_signature(certificate: x509.Certificate, issuer: x509.Certificate) ->
             f"{name_of(certificate)} is followed by {name_of(issuer)}, which is not its issuer",
             hint="write the CA certificate first, then each issuer, the root last",
         )
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, *MALFORMED):
+    if not is_signed_by(certificate, issuer):
         raise RefusedChainError(
             f"the signature on {name_of(certificate)} was not made by {name_of(issuer)}"
-        ) from None
+        )

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 
-from istiod_ca_bridge.chain import CaChain
+from istiod_ca_bridge.chain import CaChain, is_signed_by
 from istiod_ca_bridge.der import MALFORMED
 from istiod_ca_bridge.errors import CorruptSecretError
 from istiod_ca_bridge.store import MAX_SECRET_BYTES
@@ -69,7 +68,7 @@ def cas_above(chain: Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]
     """Return the CA, its issuers and the root that ends its path, of a chain with all its roots."""
     path = [entry for entry in chain if entry.subject != entry.issuer]
     roots = [entry for entry in chain if entry.subject == entry.issuer]
-    ends = [entry for entry in roots if not path or _signed(path[-1], entry)]
+    ends = [entry for entry in roots if not path or is_signed_by(path[-1], entry)]
     return (*path, *ends[:1])
 
 
@@ -137,11 +136,3 @@ def _names_key_of(crl: Crl, ca: x509.Certificate) -> bool:
     except x509.ExtensionNotFound:
         return True
     return named.key_identifier in {None, own.key_identifier}
-
-
-def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, *MALFORMED):
-        return False
-    return True

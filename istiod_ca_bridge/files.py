@@ -17,7 +17,7 @@ def replace_file(path: Path, content: bytes, mode: int) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync_folder(path.parent)
 
 
 def create_folder(path: Path, files: Mapping[str, bytes]) -> None:
@@ -27,12 +27,12 @@ def create_folder(path: Path, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
             _fill(os.open(temporary / name, flags, 0o600), content, 0o400)
-        _sync(temporary)
+        sync_folder(temporary)
         temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync(path.parent)
+    sync_folder(path.parent)
 
 
 def remove_folder(path: Path) -> None:
@@ -40,7 +40,7 @@ def remove_folder(path: Path) -> None:
     doomed = Path(tempfile.mkdtemp(prefix=".old-", dir=path.parent))
     try:
         path.rename(doomed)
-        _sync(path.parent)
+        sync_folder(path.parent)
     finally:
         shutil.rmtree(doomed, ignore_errors=True)
 
@@ -53,7 +53,8 @@ def _fill(descriptor: int, content: bytes, mode: int) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Return when the names in the folder are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from istiod_ca_bridge.errors import ConfigError, IssuanceLogError
+from istiod_ca_bridge.files import sync_folder
 from istiod_ca_bridge.issuance_chain import (
     MAX_LINE_BYTES,
     ORIGIN,
@@ -91,7 +92,7 @@ class IssuanceFile:
                 lines.insert(0, (Kind.OPENED, {"pid": os.getpid()}))
             elif not dropped:
                 lines.append((Kind.OPENED, {"pid": os.getpid()}))
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
         except OSError as error:
             self.close_file()
             raise IssuanceLogError(
@@ -141,7 +142,7 @@ class IssuanceFile:
         self._descriptor = os.open(self._path, flags, _MODE)
         self._size, self._first = 0, 0
         self._write([(Kind.CONTINUED, {"after": full.name})])
-        _sync_folder(self._path.parent)
+        sync_folder(self._path.parent)
 
     def _newest_full(self) -> Path | None:
         name = self._path.name
@@ -194,11 +195,3 @@ def _tail(path: Path) -> bytes:
 def _first_of(head: bytes) -> int:
     line = parsed(head.partition(b"\n")[0])
     return line.seq if line else 0
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

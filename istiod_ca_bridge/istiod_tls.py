@@ -40,7 +40,7 @@ class ReplaceableSecret(Protocol):
         ...
 
     async def write(self, values: Mapping[str, bytes], version: str | None) -> None:
-        """Create the Secret (None), or replace the values of just that state of it.
+        """Create the Secret (None), or replace these values in just that state of it; others stay.
 
         SecretExistsError when another writer was first, else StoreUnavailableError.
         """

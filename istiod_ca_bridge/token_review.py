@@ -5,8 +5,6 @@ What is remembered is a keyed digest, never a token, and never longer than the t
 """
 
 import asyncio
-import hmac
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ import jwt
 from istiod_ca_bridge.authn import MAX_TOKEN_BYTES, Caller, Method
 from istiod_ca_bridge.errors import UnauthenticatedError
 from istiod_ca_bridge.identity import workload_identity
+from istiod_ca_bridge.token_digest import TokenDigest
 
 _MAX_REMEMBERED = 20_000
 _MAX_NAME = 253
@@ -87,7 +86,7 @@ class ReviewedTokenAuthenticator:
 
         self._monotonic = monotonic
         self._capacity = capacity
-        self._key = secrets.token_bytes(32)
+        self._digest = TokenDigest()
         self._remembered: dict[bytes, _Remembered] = {}
         self._under_way: dict[bytes, _Review] = {}
 
@@ -97,7 +96,7 @@ class ReviewedTokenAuthenticator:
         ClusterUnavailableError when the API server cannot be asked now.
         """
         now = self._clock()
-        digest = hmac.digest(self._key, token.encode("utf-8", "surrogatepass"), "sha256")
+        digest = self._digest.of(token)
         known = self._remembered.get(digest)
         if (
             known is not None

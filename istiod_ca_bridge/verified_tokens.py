@@ -1,12 +1,12 @@
 """Tokens whose signature was verified already, by a keyed digest: never a token itself."""
 
-import hmac
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import jwt
+
+from istiod_ca_bridge.token_digest import TokenDigest
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ class VerifiedTokens(Generic[T]):
 
     def __init__(self, capacity: int = _CAPACITY) -> None:
         self._capacity = capacity
-        self._secret = secrets.token_bytes(32)
+        self._digest = TokenDigest()
         self._remembered: dict[bytes, _Remembered[T]] = {}
 
     def __len__(self) -> int:
@@ -33,7 +33,7 @@ class VerifiedTokens(Generic[T]):
 
     def digest(self, token: str) -> bytes:
         """Return what the token is known by here."""
-        return hmac.digest(self._secret, token.encode("utf-8", "surrogatepass"), "sha256")
+        return self._digest.of(token)
 
     def find(self, digest: bytes, trusted: Mapping[str, jwt.PyJWK], now: float) -> T | None:
         """Return what the token says, while the very key that verified it is still trusted."""
