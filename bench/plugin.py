@@ -8,25 +8,21 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
 from bench import plugin_calls, seldom_calls
-from bench.cost import cpu_seconds
 from bench.h2load import Call, answer_of, load
-from bench.load import Load, median_of
+from bench.load import median_of
 from bench.plugin_calls import ECHO, ECHO_UVLOOP, LOAD_SKEY, SIGN_P256, SIGN_RSA
-from istio_hsm_proto import kms_istio_v1_pb2_grpc as kms_grpc
-from istio_hsm_proto import signing_v1_pb2_grpc as signing_grpc
+from bench.serving import CONCURRENT, Run, Server, measured, prepared
 from tests.support.faults import FaultyHsm, make_faulty
 from tests.support.plugin import Plugin, running
 from tests.support.softhsm import SoftHsm, make_token
 
 RUNS = 3
 SECONDS = 2.0
-CONCURRENT = 16
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SIZES = (16, 1 << 10, 16 << 10, 64 << 10, 256 << 10)
 LATENCIES_MS = (0, 1, 5)
@@ -66,54 +62,37 @@ def rates(folder: Path) -> Figures:
         _echo(folder) as echo,
         _echo(folder, "uvloop") as echo_uvloop,
     ):
-        served = _Server(_target(plugin), plugin.pid)
-        runs: dict[str, list[tuple[_Run, _Run]]] = {}
+        served = Server.of(plugin)
+        runs: dict[str, list[tuple[Run, Run]]] = {}
         for _ in range(RUNS):
             for name, call in calls.items():
                 empty = plugin_calls.echo_call(call.request)
-                runs.setdefault(name, []).append((_both(served, call), _both(echo, empty)))
+                runs.setdefault(name, []).append(
+                    (measured(served, call, SECONDS), measured(echo, empty, SECONDS))
+                )
             empty = plugin_calls.echo_call()
             for name, server in ((ECHO, echo), (ECHO_UVLOOP, echo_uvloop)):
-                runs.setdefault(name, []).append((_both(server, empty), _both(echo, empty)))
+                runs.setdefault(name, []).append(
+                    (measured(server, empty, SECONDS), measured(echo, empty, SECONDS))
+                )
     return {name: _summary(kept) for name, kept in runs.items()}
 
 
 def seldom(folder: Path) -> Figures:
     """Return the calls that are made seldom, at 16 at once and alone."""
-    runs: dict[str, list[_Run]] = {}
+    runs: dict[str, list[Run]] = {}
     hsm = make_token(folder / "seldom-hsm")
     serving = running(hsm, folder / "seldom", arguments=("--kms-kek-id", seldom_calls.KEK))
     with serving as plugin, plugin.channel() as channel:
-        served = _Server(_target(plugin), plugin.pid)
+        served = Server.of(plugin)
         calls = seldom_calls.prepare(channel)
         for _ in range(RUNS):
             for name, call in calls.items():
-                runs.setdefault(name, []).append(_both(served, call, seconds=1))
+                runs.setdefault(name, []).append(measured(served, call, seconds=1))
     return {name: _own_figures(kept) for name, kept in runs.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class _Server:
-    target: str
-    pid: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    together: Load
-    alone: Load
-    cpu_us: float
-
-
-def _both(server: _Server, call: Call, seconds: float = SECONDS) -> _Run:
-    alone = load(server.target, call, concurrent=1, seconds=seconds / 2)
-    before = cpu_seconds(server.pid)
-    together = load(server.target, call, concurrent=CONCURRENT, seconds=seconds)
-    spent = cpu_seconds(server.pid) - before
-    return _Run(together, alone, spent / (together.per_second * seconds) * 1e6)
-
-
-def _own_figures(runs: list[_Run]) -> dict[str, float]:
+def _own_figures(runs: list[Run]) -> dict[str, float]:
     together = median_of([run.together for run in runs])
     alone = median_of([run.alone for run in runs])
     return {
@@ -125,17 +104,14 @@ def _own_figures(runs: list[_Run]) -> dict[str, float]:
     }
 
 
-def _summary(runs: list[tuple[_Run, _Run]]) -> dict[str, float]:
+def _summary(runs: list[tuple[Run, Run]]) -> dict[str, float]:
     own = _own_figures([run for run, _ in runs])
-    together = median_of([run.together for run, _ in runs])
-    alone = median_of([run.alone for run, _ in runs])
-    echo = median_of([run.together for _, run in runs])
-    echo_alone = median_of([run.alone for _, run in runs])
+    echo = _own_figures([run for _, run in runs])
     return own | {
-        "echo_per_second": round(echo.per_second),
-        "echo_alone_p50_ms": round(echo_alone.p50_ms, 3),
-        "of_echo": round(together.per_second / echo.per_second, 2),
-        "alone_of_echo": round(alone.p50_ms / echo_alone.p50_ms, 2),
+        "echo_per_second": echo["per_second"],
+        "echo_alone_p50_ms": echo["alone_p50_ms"],
+        "of_echo": round(own["per_second"] / echo["per_second"], 2),
+        "alone_of_echo": round(own["alone_p50_ms"] / echo["alone_p50_ms"], 2),
     }
 
 
@@ -155,7 +131,7 @@ def concurrency(folder: Path) -> Figures:
     chosen = (plugin_calls.GENERATE_DEK, LOAD_SKEY, SIGN_RSA, SIGN_P256)
     with _plugin(folder, "concurrency") as (plugin, calls), _echo(folder) as echo:
         targets = {ECHO: (echo.target, plugin_calls.echo_call())}
-        targets |= {name: (_target(plugin), calls[name]) for name in chosen}
+        targets |= {name: (Server.of(plugin).target, calls[name]) for name in chosen}
         return {
             name: {
                 many: round(load(target, call, concurrent=many, seconds=1).per_second)
@@ -174,7 +150,11 @@ def sizes(folder: Path) -> Figures:
         for size in SIZES:
             for name, target, call in (
                 (ECHO, echo.target, plugin_calls.echo_call(b"x" * size)),
-                ("AuthenticatedEncrypt", _target(plugin), plugin_calls.encrypt_call(dek, size)),
+                (
+                    "AuthenticatedEncrypt",
+                    Server.of(plugin).target,
+                    plugin_calls.encrypt_call(dek, size),
+                ),
             ):
                 rate = load(target, call, concurrent=CONCURRENT, seconds=1).per_second
                 found[name][size] = round(rate)
@@ -192,10 +172,12 @@ def objects(folder: Path, counts: tuple[int, ...]) -> Figures:
         started = time.perf_counter()
         with running(hsm, folder / f"objects-{count}") as plugin:
             ready = time.perf_counter() - started
-            calls = _prepared(plugin)
+            calls = prepared(plugin)
             found[str(count)] = {"start_to_serving_seconds": round(ready, 2)} | {
                 name: round(
-                    load(_target(plugin), calls[name], concurrent=CONCURRENT, seconds=1).per_second
+                    load(
+                        Server.of(plugin).target, calls[name], concurrent=CONCURRENT, seconds=1
+                    ).per_second
                 )
                 for name in (plugin_calls.GENERATE_DEK, LOAD_SKEY, SIGN_P256)
             }
@@ -226,7 +208,7 @@ def latency(folder: Path) -> Figures:
             environment=hsm.environment(),
         )
         with serving as plugin:
-            calls = _prepared(plugin)
+            calls = prepared(plugin)
             found[str(sessions)] = {
                 f"{delay} ms": _delayed(hsm, delay, plugin, {name: calls[name] for name in chosen})
                 for delay in LATENCIES_MS
@@ -240,7 +222,7 @@ def _delayed(
     hsm.delay(delay_ms * 1000, "C_SignInit", "C_Sign", "C_DecryptInit", "C_Decrypt")
     try:
         return {
-            name: round(load(_target(plugin), call, concurrent=64, seconds=1).per_second)
+            name: round(load(Server.of(plugin).target, call, concurrent=64, seconds=1).per_second)
             for name, call in calls.items()
         }
     finally:
@@ -251,14 +233,16 @@ def memory(folder: Path) -> Figures:
     """Return the plugin's memory in MiB, its worker included, before and after many calls."""
     with _plugin(folder, "memory") as (plugin, calls):
         for call in calls.values():
-            load(_target(plugin), call, concurrent=CONCURRENT, seconds=_WARM_UP_SECONDS)
+            load(Server.of(plugin).target, call, concurrent=CONCURRENT, seconds=_WARM_UP_SECONDS)
         resident = [_resident_mib(plugin.pid)]
         done = 0
         for _ in range(_MEMORY_ROUNDS):
             begun = done
             while done < begun + MEMORY_CALLS // _MEMORY_ROUNDS:
                 for name in (LOAD_SKEY, SIGN_P256, plugin_calls.GENERATE_DEK):
-                    run = load(_target(plugin), calls[name], concurrent=CONCURRENT, seconds=3)
+                    run = load(
+                        Server.of(plugin).target, calls[name], concurrent=CONCURRENT, seconds=3
+                    )
                     done += round(run.per_second * 3)
             resident.append(_resident_mib(plugin.pid))
     return {"calls": done, "resident_mib": resident}
@@ -282,21 +266,11 @@ def _children(pid: int) -> tuple[int, ...]:
 @contextmanager
 def _plugin(folder: Path, name: str) -> Iterator[tuple[Plugin, Mapping[str, Call]]]:
     with running(make_token(folder / f"{name}-hsm"), folder / name) as plugin:
-        yield plugin, _prepared(plugin)
-
-
-def _prepared(plugin: Plugin) -> Mapping[str, Call]:
-    with plugin.channel() as channel:
-        keys = kms_grpc.KeyManagementServiceStub(channel)
-        return plugin_calls.prepare(keys, signing_grpc.SigningServiceStub(channel))
-
-
-def _target(plugin: Plugin) -> str:
-    return f"unix:{plugin.socket}"
+        yield plugin, prepared(plugin)
 
 
 @contextmanager
-def _echo(folder: Path, loop: str = "asyncio") -> Iterator[_Server]:
+def _echo(folder: Path, loop: str = "asyncio") -> Iterator[Server]:
     """Yield an echo server on this event loop."""
     socket = folder / f"echo-{loop}.sock"
     server = subprocess.Popen([sys.executable, "-m", "bench.echo", str(socket), loop])
@@ -305,7 +279,7 @@ def _echo(folder: Path, loop: str = "asyncio") -> Iterator[_Server]:
         with grpc.insecure_channel(target) as channel:
             grpc.channel_ready_future(channel).result(timeout=30)
         answer_of(target, plugin_calls.echo_call())
-        yield _Server(target, server.pid)
+        yield Server(target, server.pid)
     finally:
         server.terminate()
         server.wait()

@@ -8,7 +8,6 @@ machine does; the processor time of the server for each call is steadier.
 import asyncio
 import hashlib
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import grpc
 
+from bench.cost import own_cpu_seconds
 from bench.load import measure
 from istio_hsm_proto import kms_istio_v1_pb2 as kms
 from istio_hsm_proto import kms_istio_v1_pb2_grpc as kms_grpc
@@ -66,9 +66,9 @@ async def _measure(plugins: dict[str, Plugin]) -> dict[str, dict[str, dict[str, 
     for _ in range(ROUNDS):
         for call in ("AuthenticatedEncrypt", "Sign P-256"):
             for name, plugin in plugins.items():
-                before = _processor_seconds(plugin.pid)
+                before = own_cpu_seconds(plugin.pid)
                 load = await measure(calls[name][call], concurrent=CONCURRENT, seconds=SECONDS)
-                used = _processor_seconds(plugin.pid) - before
+                used = own_cpu_seconds(plugin.pid) - before
                 alone = await measure(calls[name][call], concurrent=1, seconds=SECONDS / 2)
                 each = 1e6 * used / (load.per_second * SECONDS)
                 kept = figures.setdefault((call, name), [])
@@ -85,11 +85,6 @@ async def _measure(plugins: dict[str, Plugin]) -> dict[str, dict[str, dict[str, 
             "server_processor_us_a_call": round(each),
         }
     return result
-
-
-def _processor_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _scrape(stop: threading.Event) -> None:
