@@ -24,6 +24,9 @@ from istiod_ca_bridge.issuance_chain import (
     parsed,
 )
 
+LOCK = ".lock"
+"""Ends the name of the empty file that lies beside a log and says who writes it."""
+
 _MODE = 0o640
 _TAIL_BYTES = 8 << 20
 """More than one group of lines ever has: a crash tears no further back."""
@@ -52,7 +55,9 @@ class IssuanceFile:
     def lock(self) -> None:
         """Have the log for this process alone; ConfigError when another has it."""
         try:
-            self._lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
+            self._lock = os.open(
+                f"{self._path}{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE
+            )
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(

@@ -8,6 +8,7 @@ from cryptography import x509
 from istiod_ca_bridge.der import MALFORMED
 from istiod_ca_bridge.errors import ConfigError, TamperedLogError
 from istiod_ca_bridge.issuance_chain import MAX_LINE_BYTES, Findings, Verifier, parsed
+from istiod_ca_bridge.issuance_file import LOCK
 from istiod_ca_bridge.signer import key_der
 
 
@@ -17,7 +18,7 @@ def verify(files: Iterable[Path], ca: Path | None) -> Findings:
     `ca`: certificates whose keys may sign checkpoints. TamperedLogError names the first fault.
     """
     verifier = Verifier(_keys(ca) if ca else [])
-    for path in sorted(files, key=_first):
+    for path in sorted(_logs(files), key=_first):
         verifier.follow(str(path), _lines(path))
     return verifier.findings
 
@@ -42,6 +43,13 @@ def _keys(path: Path) -> list[bytes]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except MALFORMED:
         raise ConfigError(f"{path} holds no certificates in PEM") from None
+
+
+def _logs(files: Iterable[Path]) -> list[Path]:
+    """Return the files without the lock of one of them, which `issued.log*` names too."""
+    named = list(files)
+    locks = {Path(f"{path}{LOCK}") for path in named}
+    return [path for path in named if path not in locks]
 
 
 def _first(path: Path) -> int:

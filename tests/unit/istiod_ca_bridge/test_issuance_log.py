@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from istiod_ca_bridge.errors import ConfigError, IssuanceLogError, KeyServiceUnavailableError
+from istiod_ca_bridge.errors import (
+    ConfigError,
+    IssuanceLogError,
+    KeyServiceUnavailableError,
+    TamperedLogError,
+)
 from istiod_ca_bridge.issuance_file import IssuanceFile
 from istiod_ca_bridge.issuance_log import IssuanceLog, IssuanceLogSettings
 from istiod_ca_bridge.issuance_verify import verify
@@ -57,6 +62,17 @@ async def test_what_was_recorded_is_on_the_disk_and_the_chain_goes_on_in_the_nex
     found = verify([tmp_path / "issued.log"], None)
     assert (found.first, found.issued, found.checkpoints) == (1, 3, 2)
     assert found.sealed == found.last - 1
+
+
+async def test_the_lock_that_lies_beside_a_log_is_no_part_of_it(tmp_path: Path) -> None:
+    await Book(tmp_path).note("a")
+    log, lock = (tmp_path / name for name in ("issued.log", "issued.log.lock"))
+
+    assert verify([log, lock], None) == verify([log], None)
+    for empty in (lock, tmp_path / "issued.log.000000000001"):
+        empty.touch()
+        with pytest.raises(TamperedLogError, match="no whole line"):
+            verify([empty] if empty == lock else [log, empty], None)
 
 
 async def test_many_certificates_share_one_write(tmp_path: Path) -> None:
