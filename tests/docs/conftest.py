@@ -1,4 +1,4 @@
-"""kubectl, found or built before any test's own time limit runs."""
+"""An operator's folder and token; kubectl, found or built before any test's own time limit runs."""
 
 import os
 from contextlib import nullcontext
@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.sandbox import SOCKET, Sandbox
 from tests.support import kubectl
 from tests.support.kubectl import KubectlError, MissingProgramError
+from tests.support.softhsm import SoftHsm, make_token
 
 _PROGRAM = pytest.StashKey[Path | KubectlError]()
 
@@ -33,3 +35,17 @@ def with_kubectl(pytestconfig: pytest.Config) -> Path:
     if isinstance(found, KubectlError):
         pytest.fail(str(found), pytrace=False)
     return found
+
+
+@pytest.fixture
+def hsm(tmp_path: Path) -> SoftHsm:
+    return make_token(tmp_path / "token")
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path, hsm: SoftHsm) -> Sandbox:
+    """Where blocks are run, with a token of the test's own."""
+    made = Sandbox(tmp_path / "operator", {"SOFTHSM2_CONF": str(hsm.config)})
+    made.replaced["/usr/lib/softhsm/libsofthsm2.so"] = hsm.module
+    made.replaced[SOCKET] = str(tmp_path / ".hsm-sock")
+    return made

@@ -96,6 +96,11 @@ def page(name: str) -> Page:
     return Page(name, (REPOSITORY / name).read_text())
 
 
+def blocks_of(name: str, run: str) -> list[Block]:
+    """Return the blocks of a page that are part of a run."""
+    return [block for block in page(name).blocks() if run in block.runs]
+
+
 def rows(text: str) -> list[list[str]]:
     """Return the cells of the tables' rows, without heads and rules."""
     found = []

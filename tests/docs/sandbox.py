@@ -16,6 +16,9 @@ from tests.docs.pages import Block
 from tests.docs.shell_text import statements
 from tests.support.kube_process import dying_with_parent
 
+SOCKET = "/tmp/.hsm-sock"  # noqa: S108 - as the pages write it
+"""The plugin's, where a page starts one by hand."""
+
 _BIN = Path(sys.executable).parent
 _FILE_NAME = re.compile(r"# ([a-z0-9_./-]+\.(?:yaml|hcl|ext))\n")
 _SECONDS = 240
