@@ -1,6 +1,7 @@
 """An operator's folder and token; kubectl, found or built before any test's own time limit runs."""
 
 import os
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from tests.docs.sandbox import SOCKET, Sandbox
 from tests.support import kubectl
 from tests.support.kubectl import KubectlError, MissingProgramError
+from tests.support.openbao import OpenBao
 from tests.support.softhsm import SoftHsm, make_token
 
 _PROGRAM = pytest.StashKey[Path | KubectlError]()
@@ -49,3 +51,11 @@ def sandbox(tmp_path: Path, hsm: SoftHsm) -> Sandbox:
     made.replaced["/usr/lib/softhsm/libsofthsm2.so"] = hsm.module
     made.replaced[SOCKET] = str(tmp_path / ".hsm-sock")
     return made
+
+
+@pytest.fixture
+def bao(tmp_path: Path) -> Iterator[OpenBao]:
+    server = OpenBao(tmp_path / "bao")
+    server.start()
+    yield server
+    server.stop()

@@ -35,6 +35,7 @@ RUNS = {
     ("docs/being-seen.md", "audit"),
     ("docs/ca-bridge.md", "renewal"),
     ("docs/ca-bridge.md", "revoke"),
+    ("docs/vault-client.md", "run"),
     ("docs/deploy.md", "namespace"),
     ("docs/images.md", "namespace"),
 }
@@ -44,7 +45,6 @@ ONLY_PARSED = {
     "docs/migration.md": "tests/integration/hsm_plugin/test_interop.py, on the reference's token",
     "docs/performance.md": "measurements, which tests do not repeat",
     "docs/tuning.md": "as above",
-    "docs/vault-client.md": "tests/integration/vault_client starts it each way",
 }
 """Pages whose commands are parsed by their programs and run by nobody here, and why that is so."""
 
@@ -101,14 +101,6 @@ def cluster(kube: KubeCluster) -> Iterator[KubeCluster]:
     del kube  # it says whether there can be one
     with KubeCluster() as own:
         yield own
-
-
-@pytest.fixture
-def bao(tmp_path: Path) -> Iterator[OpenBao]:
-    server = OpenBao(tmp_path / "bao")
-    server.start()
-    yield server
-    server.stop()
 
 
 def test_a_statement_that_fails_is_named_and_ends_the_run(sandbox: Sandbox) -> None:
