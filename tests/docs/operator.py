@@ -159,15 +159,20 @@ def delivered_to_the_ca(kube: KubeCluster, bao: OpenBao, folder: Path) -> dict[s
 def create_shop(kube: KubeCluster) -> None:
     """Make the namespace of a workload, with one Deployment."""
     kube.create_namespace("shop")
-    labels = {"app": "web"}
+    create_deployment(kube, "shop", "web")
+
+
+def create_deployment(kube: KubeCluster, namespace: str, name: str) -> None:
+    """Make a Deployment of one container."""
+    labels = {"app": name}
     template = client.V1PodTemplateSpec(
         metadata=client.V1ObjectMeta(labels=labels),
         spec=client.V1PodSpec(containers=[client.V1Container(name="app", image="app:1")]),
     )
     client.AppsV1Api(kube.admin_client()).create_namespaced_deployment(
-        "shop",
+        namespace,
         client.V1Deployment(
-            metadata=client.V1ObjectMeta(name="web"),
+            metadata=client.V1ObjectMeta(name=name),
             spec=client.V1DeploymentSpec(
                 selector=client.V1LabelSelector(match_labels=labels), template=template
             ),

@@ -19,6 +19,7 @@ from tests.integration.istiod_ca_bridge import cluster_harness, harness
 from tests.integration.istiod_ca_bridge.cluster_harness import Site
 from tests.support import plugin as plugins
 from tests.support.kube import KubeCluster
+from tests.support.softhsm import make_token
 
 _PAGE = "docs/ca-bridge.md"
 _CERTIFICATE = "istio-ca-cert"
@@ -107,7 +108,9 @@ def test_a_stolen_certificate_is_revoked_and_the_log_verified(
         "/ns/shop/": f"/ns/{namespace}/",
     }
 
-    told = in_the_pods.run(blocks_of(_PAGE, "revoke"))
+    told = in_the_pods.run(
+        [*blocks_of(_PAGE, "revoke"), *blocks_of("docs/disaster-recovery.md", "revoke")]
+    )
 
     assert "revoked 1 certificates" in told
     wanted = {it.leaf.serial_number for it in (stolen, *others)}
@@ -122,6 +125,42 @@ def test_a_stolen_certificate_is_revoked_and_the_log_verified(
         return {entry.serial_number for entry in own} == wanted
 
     site.bridge.wait_until(are_listed, "all of the identity on the list")
+
+
+@pytest.mark.timeout(120)
+def test_a_ca_begins_anew_under_the_same_root_when_its_token_is_lost(
+    sandbox: Sandbox, kube: KubeCluster, tmp_path: Path, with_kubectl: Path
+) -> None:
+    namespace = f"bridge-{secrets.token_hex(4)}"
+    sandbox.program("kubectl", with_kubectl)
+    sandbox.environment["KUBECONFIG"] = str(kube.kubeconfig())
+    sandbox.replaced["istio-system"] = namespace
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "anew").mkdir()
+    with cluster_harness.serving_site(kube, namespace, tmp_path / "lost") as lost:
+        operator.create_deployment(kube, namespace, operator.CA_NAME)
+        before = a_workload(lost)
+        lost.bridge.stop()
+        settings = {
+            name: value
+            for name, value in lost.bridge.environment.items()
+            if name in {"BRIDGE_STORE", "KUBECONFIG", "POD_NAMESPACE"}
+        }
+        spare = make_token(tmp_path / "spare")
+        with plugins.running(spare, tmp_path / "plugin") as hsm:
+            harness.prepare(hsm, lost.root)
+            sandbox.run(blocks_of("docs/disaster-recovery.md", "lost"))
+            with harness.running_bridge(tmp_path / "anew", hsm.socket, settings) as bridge:
+                site = Site(kube, namespace, bridge, hsm, lost.root)
+                cluster_harness.hold_ceremony(site)
+                after = a_workload(site)
+    assert before.chain[-1] == after.chain[-1]
+    assert before.chain[1] != after.chain[1]
+
+
+def a_workload(site: Site) -> harness.Workload:
+    token = site.kube.service_account_token(site.namespace, "default", audiences=["istio-ca"])
+    return harness.create_certificate(site.bridge, token=token)
 
 
 @pytest.mark.timeout(120)

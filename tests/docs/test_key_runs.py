@@ -13,9 +13,11 @@ from kubernetes import client
 
 from istio_hsm_proto import kms_istio_v1_pb2 as kms
 from istio_hsm_proto import signing_v1_pb2 as signing
+from tests.docs import operator
 from tests.docs.pages import Block, blocks_of
 from tests.docs.sandbox import Sandbox
 from tests.support import plugin as plugins
+from tests.support import vectors
 from tests.support.kube import KubeCluster
 from tests.support.softhsm import SoftHsm, add_token
 
@@ -60,6 +62,23 @@ def serial_of(hsm: SoftHsm) -> str:
     found = _SERIAL.search(token)
     assert found is not None
     return found[1]
+
+
+@pytest.mark.timeout(120)
+def test_the_references_token_is_looked_at_and_given_the_root(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    hsm = vectors.reference_token(tmp_path / "reference")
+    sandbox.environment |= hsm.environment() | {
+        _SOCKET: str(tmp_path / ".sock"),
+        "KEK_ID": vectors.interop().kek_id.decode(),
+    }
+    del sandbox.environment["PATH"], sandbox.environment["HOME"]
+    operator.write_root(sandbox.folder, operator.offline_root())
+
+    told = sandbox.run(blocks_of("docs/migration.md", "run"))
+
+    assert "CN=Mesh Root" in told
 
 
 @pytest.mark.timeout(120)
