@@ -28,7 +28,8 @@ class Adoption:
 
     def adopt(self, adopted: Authority) -> None:
         """Have this authority be served with."""
-        self.authority = authority(adopted.chain, MeasuredSigner(adopted.signer, self._metrics))
+        measured = MeasuredSigner(adopted.signer, self._metrics)
+        self.authority = authority(adopted.chain, measured).refusing(adopted.own_keys)
         self.key = adopted.signer
         self.changed.set()
 

@@ -1,7 +1,8 @@
 """The CA as it serves now: what it issues by, and what it answers along with a leaf."""
 
 import secrets
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from cryptography import x509
@@ -23,7 +24,7 @@ class Authority:
     """What follows a leaf in an answer: each intermediate, then all roots in one."""
 
     own_keys: frozenset[bytes] = field(repr=False)
-    """The CA's own and those above it, in a rotation the other one's too, as DER
+    """The CA's own and those above it, in a rotation the other one's too from its making on, as DER
     SubjectPublicKeyInfos: no leaf is issued for one."""
 
     @property
@@ -49,6 +50,10 @@ class Authority:
     def answer(self, leaf: x509.Certificate) -> list[str]:
         """Return the cert_chain of an answer: leaf first, all roots last."""
         return [pem_of(leaf), *self.tail]
+
+    def refusing(self, keys: Iterable[bytes]) -> "Authority":
+        """Return the same, which issues no leaf for these keys either."""
+        return replace(self, own_keys=self.own_keys.union(keys))
 
 
 def authority(chain: CaChain, signer: Signer) -> Authority:

@@ -34,6 +34,7 @@ from istiod_ca_bridge.name_constraints import IssuedNames
 from istiod_ca_bridge.records import KeyRecord
 from istiod_ca_bridge.renewal import RenewalPolicy
 from istiod_ca_bridge.renewal_request import RenewalRequest
+from istiod_ca_bridge.rotation import Rotation
 from istiod_ca_bridge.rotation_keeper import RotationKeeper
 from istiod_ca_bridge.signer import KeyAlgorithm, Signer
 from istiod_ca_bridge.store import ACTIVE, CHAIN_KEY, SecretStore, Slot
@@ -115,6 +116,7 @@ class Lifecycle:
         self._key: _OpenKey | None = None
         self._served: _Offer | None = None
         self._serving: Authority | None = None
+        self._further_keys: set[bytes] = set()
         self._looks_without_key = 0
         self._told: dict[str, str] = {}
 
@@ -149,6 +151,7 @@ class Lifecycle:
     async def _look(self) -> None:
         """Serve with what the Secrets hold, when it is new and right."""
         rotation = await self._rotation.follow() if self._rotation else None
+        self._refuse_key_of(rotation)
         slot = rotation.slot if rotation else ACTIVE
         pem = (
             rotation.next_chain
@@ -165,6 +168,13 @@ class Lifecycle:
             reason, message = fault or ("Available", f"{slot.key} holds the CA key")
             self._set(Kind.KEY, reason, message, status=fault is None)
 
+    def _refuse_key_of(self, rotation: Rotation | None) -> None:
+        """Issue no leaf for the next key, whatever becomes of the chain that is offered."""
+        self._further_keys = {rotation.next_key} if rotation and rotation.next_key else set()
+        if self._serving is not None and not self._further_keys <= self._serving.own_keys:
+            self._serving = self._serving.refusing(self._further_keys)
+            self._adopt(self._serving)
+
     async def _serve(self, slot: Slot, key: _OpenKey, pem: bytes, further_roots: bytes) -> None:
         offer = _Offer(key.values, pem, further_roots)
         if not pem:
@@ -175,7 +185,7 @@ class Lifecycle:
         if offer != self._served:
             further = certificates_in(further_roots) if further_roots else ()
             chain = await self._check.accepted(pem, key.signer.public_key, further)
-            self._serving = authority(chain, key.signer)
+            self._serving = authority(chain, key.signer).refusing(self._further_keys)
             self._served = offer
             self._adopt(self._serving)
             self._tell(chain)

@@ -17,8 +17,11 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import TypeVar
 
+from cryptography.hazmat.primitives import serialization
+
+from istiod_ca_bridge.der import MALFORMED
 from istiod_ca_bridge.errors import CorruptSecretError
-from istiod_ca_bridge.signer import KeyAlgorithm
+from istiod_ca_bridge.signer import KeyAlgorithm, algorithm_of, key_der
 from istiod_ca_bridge.store import ACTIVE, NEXT, ROTATION_SECRET, Slot
 
 T = TypeVar("T")
@@ -61,6 +64,7 @@ class Step(Enum):
     """What is to be done next; each may be done twice."""
 
     MAKE_KEY = "make the next key"
+    NOTE_KEY = "note the next key's public half"
     WRITE_CSR = "write the next key's CSR"
     DISTRIBUTE = "trust both roots"
     NOTE_DISTRIBUTED = "note that both roots are everywhere"
@@ -95,6 +99,10 @@ class Rotation:
 
     distributed_at: datetime | None = None
     activated_at: datetime | None = None
+    next_key: bytes = field(default=b"", repr=False)
+    """Its public half as DER SubjectPublicKeyInfo, from before there is a CSR of it: no replica
+    issues a leaf for it."""
+
     next_chain: bytes = field(default=b"", repr=False)
     """As it was verified: what is distributed is what is activated."""
 
@@ -149,7 +157,11 @@ class Rotation:
             "wish": self.wish.value,
             "answer": _short(self.answer),
         }
-        blobs = {"next-chain.pem": self.next_chain, "old-chain.pem": self.old_chain}
+        blobs = {
+            "next-key.pem": _key_pem(self.next_key),
+            "next-chain.pem": self.next_chain,
+            "old-chain.pem": self.old_chain,
+        }
         return {key: text.encode() for key, text in texts.items()} | blobs
 
 
@@ -159,6 +171,9 @@ class Facts:
 
     now: datetime
     has_next_key: bool = False
+    next_key: bytes = b""
+    """The public half of that key, as the record has it."""
+
     has_next_csr: bool = False
     next_chain_fault: str | None = "istio-ca-cert-next is not there"
     """Why the chain of the next key cannot be used; None: it is verified."""
@@ -179,7 +194,7 @@ def next_step(rotation: Rotation, facts: Facts) -> Step | Gate:
         return Step.ABORT
     match rotation.phase:
         case Phase.PREPARE:
-            return _prepare(facts)
+            return _prepare(rotation, facts)
         case Phase.DISTRIBUTE:
             return _distribute(rotation, facts)
         case Phase.ACTIVATE:
@@ -190,9 +205,11 @@ def next_step(rotation: Rotation, facts: Facts) -> Step | Gate:
             return Step.FINISH
 
 
-def _prepare(facts: Facts) -> Step | Gate:
+def _prepare(rotation: Rotation, facts: Facts) -> Step | Gate:
     if not facts.has_next_key:
         return Step.MAKE_KEY
+    if rotation.next_key != facts.next_key:
+        return Step.NOTE_KEY
     if not facts.has_next_csr:
         return Step.WRITE_CSR
     if facts.next_chain_fault is not None:
@@ -267,6 +284,7 @@ def rotation_of(values: Mapping[str, bytes]) -> Rotation:
             longest_lifetime=_one(values, "longest-lifetime-seconds", _lifetime),
             distributed_at=_optional(values, "distributed-at", _moment),
             activated_at=_optional(values, "activated-at", _moment),
+            next_key=_optional(values, "next-key.pem", _key) or b"",
             next_chain=values.get("next-chain.pem", b""),
             old_chain=values.get("old-chain.pem", b""),
             old_expires_at=_optional(values, "old-expires-at", _moment),
@@ -297,6 +315,24 @@ def _optional(values: Mapping[str, bytes], key: str, parse: Callable[[str], T]) 
 
 def _short(text: str) -> str:
     return text[:_MAX_ANSWER].strip()
+
+
+def _key(text: str) -> bytes:
+    try:
+        key = serialization.load_pem_public_key(text.encode())
+    except MALFORMED:
+        raise ValueError(text) from None
+    if algorithm_of(key) is None:
+        raise ValueError(text)
+    return key_der(key)  # type: ignore[arg-type]  # it is of one of our algorithms
+
+
+def _key_pem(key: bytes) -> bytes:
+    if not key:
+        return b""
+    return serialization.load_der_public_key(key).public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def _lifetime(text: str) -> timedelta:

@@ -30,7 +30,7 @@ from istiod_ca_bridge.records import KeyRecord, ResidentKey, key_record
 from istiod_ca_bridge.replica_report import ReplicaReport, not_serving, not_trusting
 from istiod_ca_bridge.root_readback import RootReadback
 from istiod_ca_bridge.rotation import Facts, Phase, Rotation, Step, Wish, next_step, rotation_of
-from istiod_ca_bridge.signer import Signer
+from istiod_ca_bridge.signer import Signer, key_der
 from istiod_ca_bridge.store import (
     ACTIVE,
     CHAIN_KEY,
@@ -52,6 +52,11 @@ class _Next:
     signer: Signer | None = field(default=None, repr=False)
     has_csr: bool = False
     chain_pem: bytes = field(default=b"", repr=False)
+
+    @property
+    def key(self) -> bytes:
+        """Its public half as DER SubjectPublicKeyInfo."""
+        return key_der(self.signer.public_key) if self.signer is not None else b""
 
 
 class RotationKeeper:
@@ -169,6 +174,7 @@ class RotationKeeper:
         facts = Facts(
             now=self._clock(),
             has_next_key=following.signer is not None,
+            next_key=following.key,
             has_next_csr=following.has_csr,
         )
         match rotation.phase:
@@ -253,6 +259,8 @@ class RotationKeeper:
         self, step: Step, rotation: Rotation, following: _Next, serving: Authority
     ) -> Rotation:
         """Return the record after a step that is one write of it."""
+        if step is Step.NOTE_KEY:
+            return replace(rotation, next_key=following.key)
         if step is Step.DISTRIBUTE:
             return replace(rotation, phase=Phase.DISTRIBUTE, next_chain=following.chain_pem)
         if step is Step.NOTE_DISTRIBUTED:

@@ -52,7 +52,9 @@ def _bridge_rotation(data: bytes, _: Path) -> object:
     assert rotation.rotation_of(record.values()) == record
     told = []
     for has_next in (False, True):
-        facts = rotation.Facts(NOW, has_next, has_next, None, ())
+        facts = rotation.Facts(
+            NOW, has_next_key=has_next, has_next_csr=has_next, next_chain_fault=None, lacking=()
+        )
         told.append(str(rotation.next_step(record, facts)))
     assert max(map(len, told)) < 1000
     return record

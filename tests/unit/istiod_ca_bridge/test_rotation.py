@@ -6,8 +6,10 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from istiod_ca_bridge.adoption import Adoption
 from istiod_ca_bridge.conditions import Kind
 from istiod_ca_bridge.errors import BridgeError, CorruptSecretError
+from istiod_ca_bridge.metrics import Metrics
 from istiod_ca_bridge.replica_report import report_of
 from istiod_ca_bridge.rotation import (
     SLACK,
@@ -66,6 +68,8 @@ def rotation(
     ("record", "facts", "step"),
     [
         (rotation(Phase.PREPARE), Facts(NOW), Step.MAKE_KEY),
+        (rotation(Phase.PREPARE), replace(READY, next_key=b"made"), Step.NOTE_KEY),
+        (replace(rotation(Phase.PREPARE), next_key=b"forged"), READY, Step.NOTE_KEY),
         (rotation(Phase.PREPARE), Facts(NOW, has_next_key=True), Step.WRITE_CSR),
         (rotation(Phase.PREPARE), READY, Step.DISTRIBUTE),
         (rotation(Phase.DISTRIBUTE), READY, Step.NOTE_DISTRIBUTED),
@@ -139,6 +143,7 @@ def test_a_clock_that_jumps_back_opens_no_gate() -> None:
 def test_a_record_is_read_as_it_was_written() -> None:
     record = replace(
         rotation(Phase.OVERLAP, wish=Wish.RETIRE, distributed=LONGEST, activated=LONGEST),
+        next_key=key_der(ROOT.certificate.public_key()),
         next_chain=b"chain",
         old_chain=b"chain and roots",
         answer="why",
@@ -149,7 +154,10 @@ def test_a_record_is_read_as_it_was_written() -> None:
 
 @pytest.mark.parametrize(
     "spoilt",
-    ["phase", "key-algorithm", "started-at", "longest-lifetime-seconds", "activated-at", "wish"],
+    [
+        *("phase", "key-algorithm", "started-at", "longest-lifetime-seconds", "activated-at"),
+        *("wish", "next-key.pem"),
+    ],
 )
 def test_a_record_that_cannot_be_read_is_corrupt(spoilt: str) -> None:
     values = rotation(Phase.PREPARE).values() | {spoilt: b"\xff?"}
@@ -274,6 +282,43 @@ async def test_from_the_old_key_and_root_to_the_new_ones() -> None:
     assert (await world.csr()).public_key() == world.adopted[-1].signer.public_key
 
 
+@pytest.mark.parametrize("wish", [Wish.NONE, Wish.ABORT])
+async def test_no_leaf_is_issued_for_the_next_key_from_its_making_on(wish: Wish) -> None:
+    world = await Rotating.serving()
+    before_csr: list[bool] = []
+    await world.operator().start(KeyAlgorithm.ECDSA_P384)
+    world.store.on_read = lambda _name: before_csr.append(
+        NEXT.csr not in world.store.secrets or bool(world.record.next_key)
+    )
+    await world.live()
+    world.store.on_read = lambda _name: None
+    following = key_der((await world.csr(NEXT.csr)).public_key())
+    assert all(before_csr)
+    assert following in world.adopted[-1].own_keys
+    assert following not in world.adopted[0].own_keys
+
+    # another replica, which leads not, and whose chain was spoilt since it began to serve
+    world.leads = False
+    adopted = len(world.adopted)
+    record = dict(world.store.secrets[ROTATION_SECRET])
+    del world.store.secrets[ROTATION_SECRET]
+
+    def spoil(name: str) -> None:
+        if name == ROTATION_SECRET and len(world.adopted) > adopted:
+            world.store.secrets[ROTATION_SECRET] = record | {"wish": wish.value.encode()}
+            world.store.secrets[CERTIFICATE_SECRET] = {"cert-chain.pem": b"spoilt"}
+
+    world.store.on_read = spoil
+    await world.run_until("ca_chain.refused")
+    assert following not in world.adopted[adopted].own_keys
+    assert following in world.adopted[-1].own_keys
+
+    adoption = Adoption(Metrics())
+    adoption.adopt(world.adopted[-1])
+    assert adoption.authority is not None
+    assert following in adoption.authority.own_keys
+
+
 async def test_the_old_key_is_kept_when_the_operator_says_so_and_named_until_it_is_gone() -> None:
     world = await Rotating.serving()
     await world.prepare()
@@ -319,7 +364,7 @@ async def test_a_key_is_rotated_under_the_same_root() -> None:
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("die_at", range(19))
+@pytest.mark.parametrize("die_at", range(20))
 async def test_killed_at_any_effect_it_goes_on_and_never_goes_back_to_the_old_key(
     die_at: int, *, after: bool
 ) -> None:
@@ -356,7 +401,7 @@ async def test_the_effects_of_a_rotation_are_as_many_as_are_tried() -> None:
     await world.activate()
     await world.retire()
 
-    assert 10_000 - count._left == 19
+    assert 10_000 - count._left == 20
 
 
 async def test_the_lives_that_are_killed_everywhere_take_every_step_there_is() -> None:
