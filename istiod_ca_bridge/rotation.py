@@ -277,7 +277,7 @@ def _overlap(rotation: Rotation, facts: Facts) -> Step | Gate:
 def rotation_of(values: Mapping[str, bytes]) -> Rotation:
     """Return the record in the Secret; CorruptSecretError names what is wrong."""
     try:
-        return Rotation(
+        record = Rotation(
             phase=_one(values, "phase", Phase),
             algorithm=_one(values, "key-algorithm", KeyAlgorithm),
             started_at=_one(values, "started-at", _moment),
@@ -296,6 +296,15 @@ def rotation_of(values: Mapping[str, bytes]) -> Rotation:
             f"{ROTATION_SECRET} cannot be read: {error}",
             hint="restore it from a backup; until then the CA goes on as it is",
         ) from None
+    if record.phase in {Phase.ACTIVATE, Phase.OVERLAP} and not record.old_chain:
+        # Followed, it would have nobody trust the old root, whose leaves are still shown.
+        raise CorruptSecretError(
+            f"{ROTATION_SECRET} cannot be read: there is no old-chain.pem",
+            hint="end the rotation with the version of the bridge that began it, then upgrade"
+            if "old-roots.pem" in values
+            else "restore it from a backup; until then the CA goes on as it is",
+        )
+    return record
 
 
 def _one(values: Mapping[str, bytes], key: str, parse: Callable[[str], T]) -> T:

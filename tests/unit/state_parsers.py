@@ -30,7 +30,15 @@ SIGNER = "mesh.example.com/hsm"
 REQUESTOR = next(iter(POLICY.requestors))
 ROTATION_KEYS = (
     *("phase", "key-algorithm", "started-at", "longest-lifetime-seconds", "distributed-at"),
-    *("activated-at", "next-chain.pem", "old-roots.pem", "old-expires-at", "wish", "answer"),
+    *(
+        "activated-at",
+        "next-key.pem",
+        "next-chain.pem",
+        "old-chain.pem",
+        "old-expires-at",
+        "wish",
+        "answer",
+    ),
 )
 
 

@@ -37,8 +37,9 @@ ROTATION = {
     "distributed-at": "2026-01-02T00:00:00Z",
     "activated-at": "2026-01-04T00:00:00Z",
     "old-expires-at": "2026-06-04T00:00:00Z",
+    "next-key.pem": "",
     "next-chain.pem": "",
-    "old-roots.pem": "",
+    "old-chain.pem": "a chain",
     "wish": "none",
     "answer": "",
 }

@@ -53,6 +53,46 @@ async def test_a_rotation_whose_chain_was_spoilt_can_be_aborted() -> None:
     assert ROTATION_SECRET not in world.store.secrets
 
 
+def _overlap() -> dict[str, bytes]:
+    return rotation(Phase.OVERLAP).values() | {"old-chain.pem": pem(ROOT.certificate)}
+
+
+@pytest.mark.parametrize("phase", [Phase.ACTIVATE, Phase.OVERLAP])
+@pytest.mark.parametrize(
+    ("roots", "hint"),
+    [({}, "backup"), ({"old-roots.pem": pem(ROOT.certificate)}, "the version of the bridge that")],
+    ids=["spoilt", "of-an-earlier-version"],
+)
+def test_a_record_that_would_have_nobody_trust_the_old_root_is_refused(
+    phase: Phase, roots: dict[str, bytes], hint: str
+) -> None:
+    values = rotation(phase).values() | {"old-chain.pem": b""} | roots
+    with pytest.raises(CorruptSecretError, match=r"there is no old-chain\.pem") as caught:
+        rotation_of(values)
+    assert hint in caught.value.hint
+
+
+async def test_an_old_chain_that_is_taken_away_in_the_overlap_stays_trusted() -> None:
+    world = await Rotating.serving()
+    await world.prepare()
+    await world.activate()
+    record = dict(world.store.secrets[ROTATION_SECRET])
+    adopted = len(world.adopted)
+
+    def forge(name: str) -> None:
+        if name == ROTATION_SECRET and len(world.adopted) > adopted:
+            forged = {"old-chain.pem": b""}
+            if world.store.secrets[ROTATION_SECRET] == record:
+                world.store.secrets[ROTATION_SECRET] = record | forged
+
+    world.store.on_read = forge
+    await world.run_until("ca_rotation.record_restored")
+    world.store.on_read = lambda _name: None
+
+    assert {entry.subject for entry in world.adopted[-1].chain.roots} >= {ROOT.certificate.subject}
+    assert world.store.secrets[ROTATION_SECRET] == record
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -65,7 +105,7 @@ async def test_a_rotation_whose_chain_was_spoilt_can_be_aborted() -> None:
     ],
 )
 def test_what_cannot_be_meant_is_refused_by_the_name_of_its_key(key: str, value: bytes) -> None:
-    sound = rotation(Phase.OVERLAP).values()
+    sound = _overlap()
     rotation_of(sound)
     with pytest.raises(CorruptSecretError, match=key) as caught:
         rotation_of(dict(sound) | {key: value})
