@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 
 from istiod_ca_bridge.authority import Authority
 from istiod_ca_bridge.ca_key import CaKeys
-from istiod_ca_bridge.chain import certificates_in
+from istiod_ca_bridge.chain import certificates_in, is_signed_by
 from istiod_ca_bridge.chain_check import ChainCheck
 from istiod_ca_bridge.conditions import Conditions, Kind
 from istiod_ca_bridge.der import MALFORMED
@@ -229,10 +228,9 @@ class RotationKeeper:
         values = await self._store.read(ISTIOD_TLS_SECRET) or {}
         try:
             leaf = x509.load_pem_x509_certificates(values.get(CERTIFICATE_KEY, b""))[0]
-            leaf.verify_directly_issued_by(serving.chain.ca)
-        except (InvalidSignature, IndexError, *MALFORMED):
+        except (IndexError, *MALFORMED):
             return (ISTIOD_TLS_SECRET,)
-        return ()
+        return () if is_signed_by(leaf, serving.chain.ca) else (ISTIOD_TLS_SECRET,)
 
     # Steps
 
