@@ -34,12 +34,15 @@ from vault_client.errors import (
 )
 from vault_client.kv import KvMount, KvSecret, absent, values_of, version_of
 from vault_client.secret import Secret
+from vault_client.time_limit import TimeLimit
 
 Method = Literal["get", "post"]
 
 _LARGEST_ANSWER_BYTES = 4 << 20
 """More than the storage of a server takes for a secret."""
 _PIECE_BYTES = 64 << 10
+_LIMIT_OF_A_REQUEST = 2
+"""In timeouts: one to connect, one to answer."""
 
 
 class _Adapter(Protocol):
@@ -76,6 +79,7 @@ class Vault:
         session = requests.Session()
         session.trust_env = False
         session.verify = True if self._ca_file is None else f"/proc/self/fd/{self._ca_file}"
+        self._limit = TimeLimit(session, _LIMIT_OF_A_REQUEST * timeout_seconds)
         self._adapter: _Adapter = RawAdapter(  # type: ignore[no-untyped-call]  # hvac has no types
             base_uri=address,
             session=session,
@@ -169,15 +173,7 @@ class Vault:
     ) -> Answer:
         self._adapter.token = token.reveal().decode() if token else None
         try:
-            response = self._request(method, path, body)
-            if response.is_redirect:
-                response.close()
-                self._adapter.base_uri = self._active_node(response.headers["location"])
-                response = self._request(method, path, body)
-            with response:
-                content = self._content(response)
-        except requests.exceptions.RequestException as error:
-            raise self._unanswered(error) from None
+            response, content = self._exchanged(method, path, body)
         finally:
             self._adapter.token = None
             self._adapter.base_uri = self._address  # the active node may be another next time
@@ -187,6 +183,30 @@ class Vault:
             _json_object(content),
             retry_after(response.headers.get("retry-after"), datetime.now(UTC)),
         )
+
+    def _exchanged(
+        self, method: Method, path: str, body: Mapping[str, str] | None
+    ) -> tuple[requests.Response, bytes]:
+        """Return the answer and what it holds, all of which came in time."""
+        with self._limit.running() as exchange:
+            try:
+                answered = self._followed(method, path, body)
+            except requests.exceptions.RequestException as error:
+                raise (self._late() if exchange.is_cut else self._unanswered(error)) from None
+        if exchange.is_cut:  # what was cut may look like an end
+            raise self._late()
+        return answered
+
+    def _followed(
+        self, method: Method, path: str, body: Mapping[str, str] | None
+    ) -> tuple[requests.Response, bytes]:
+        response = self._request(method, path, body)
+        if response.is_redirect:
+            response.close()
+            self._adapter.base_uri = self._active_node(response.headers["location"])
+            response = self._request(method, path, body)
+        with response:
+            return response, self._content(response)
 
     def _request(
         self, method: Method, path: str, body: Mapping[str, str] | None
@@ -267,13 +287,16 @@ class Vault:
         if isinstance(error, requests.exceptions.SSLError):
             return self._distrusted(error)
         if isinstance(error, requests.exceptions.Timeout):
-            return DeadlineError(
-                f"no answer from {self._address} in time",
-                hint="check the network path and REQUEST_TIMEOUT",
-            )
+            return self._late()
         return UnreachableError(
             f"no connection to {self._address}",
             hint="check that Vault listens there and that no network policy is in between",
+        )
+
+    def _late(self) -> DeadlineError:
+        return DeadlineError(
+            f"no answer from {self._address} in time",
+            hint="check the network path and REQUEST_TIMEOUT",
         )
 
     def _distrusted(self, error: BaseException) -> TlsError:
