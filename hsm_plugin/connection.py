@@ -213,6 +213,12 @@ class Connection:
                         _log_success(await self.token.prefer(), self.pin_file)
             except HsmPluginError as error:
                 event("token.standby", f"A stand-by token stays in use: {error}")
+            except Exception as error:  # noqa: BLE001 - it must go on; the type tells enough
+                event(
+                    "token.standby",
+                    f"A stand-by token stays in use: unforeseen {type(error).__name__}",
+                    level=logging.ERROR,
+                )
 
     async def _probe(self) -> None:
         try:

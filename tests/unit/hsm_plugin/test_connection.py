@@ -12,7 +12,7 @@ import pytest
 from hsm_plugin import breaker, connection
 from hsm_plugin.breaker import Breaker
 from hsm_plugin.connection import Connection, TokenState
-from hsm_plugin.errors import HsmPluginError, HsmUnavailableError, PinRefusedError
+from hsm_plugin.errors import HsmUnavailableError, PinRefusedError
 from hsm_plugin.keys import TokenIdentity
 from hsm_plugin.token_client import Lost
 from hsm_plugin.worker_process import Loss
@@ -25,7 +25,7 @@ USABLE, LOST = TokenState.USABLE, TokenState.LOST
 class ScriptedToken:
     """Answers each connect with the next entry; the last is repeated."""
 
-    script: list[HsmPluginError | None]
+    script: list[Exception | None]
     attempts: int = 0
     probes: int = 0
     replacements: int = 0
@@ -154,6 +154,16 @@ async def test_a_stand_by_is_left_for_the_preferred_token_once_that_is_back(pin_
     await run.until(lambda: token.rank == 0)
     assert token.preferences == 3
     assert run.states == [USABLE]
+
+
+async def test_what_nobody_foresaw_ends_no_way_back_and_is_told_by_its_type(
+    pin_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = ScriptedToken([None, OSError("PIN 1234"), ValueError("PIN 1234"), None], rank=1)
+    await Run(token, pin_file).until(lambda: token.rank == 0)
+    assert token.preferences == 3
+    assert "unforeseen OSError" in caplog.text
+    assert "1234" not in caplog.text
 
 
 async def test_the_preferred_token_is_not_left(pin_file: Path) -> None:
