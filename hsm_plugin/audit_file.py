@@ -102,12 +102,33 @@ class AuditFile:
             self.append([(Kind.RECOVERED, datetime.now(UTC), fields)])
 
     def _rotate(self) -> None:
-        """Go on in a new file; the old one is kept under the number of its last entry."""
+        """Go on in a new file; the old one is kept under the number of its last entry.
+
+        The new one is open before a name changes: without room or descriptors all stays as it was.
+        """
         kept = self.path.with_name(f"{self.path.name}.{self.head.sequence:0{_SEQUENCE_DIGITS}d}")
+        following = self.path.with_name(f"{self.path.name}.next")
+        following.unlink(missing_ok=True)  # of a process that was killed here
+        with contextlib.ExitStack() as opened:
+            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            opened.callback(os.close, folder)
+            fresh = _opened(following)
+            with contextlib.ExitStack() as given_up:
+                given_up.callback(os.close, fresh)
+                self._rename(kept, following)
+                given_up.pop_all()
+            os.close(self._handle)
+            self._handle, self._size = fresh, 0
+            os.fsync(folder)
+
+    def _rename(self, kept: Path, following: Path) -> None:
+        """Change both names or none."""
         self.path.rename(kept)
-        fresh = _opened(self.path)
-        os.close(self._handle)
-        self._handle, self._size = fresh, 0
+        try:
+            following.rename(self.path)
+        except OSError:
+            kept.rename(self.path)
+            raise
 
 
 def rotated(path: Path) -> list[Path]:

@@ -1,14 +1,18 @@
 """The audit log's file survives crashes, rotates, and has one writer."""
 
+import errno
 import json
 import os
+import resource
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from hsm_plugin.audit_chain import Head, Kind
+from hsm_plugin.audit_chain import Fields, Head, Kind
 from hsm_plugin.audit_file import AuditFile, rotated
 from hsm_plugin.audit_verification import Report, Verification
 from hsm_plugin.errors import ConfigError
@@ -104,6 +108,71 @@ def test_a_crash_between_the_two_steps_of_a_rotation_loses_nothing(path: Path) -
     path.rename(path.with_name("audit.log.000000000003"))
     assert write(path).sequence == 4
     assert verified(*rotated(path), path).finding is None
+
+
+@contextmanager
+def descriptors(free: int) -> Iterator[None]:
+    """So many more files can be opened inside; open(2) says EMFILE then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unused = [number for number in range(soft) if not Path(f"/proc/self/fd/{number}").exists()]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (unused[free], hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("free", [0, 1, 2])
+def test_without_descriptors_the_log_goes_on_in_its_file_and_is_rotated_later(
+    path: Path, free: int
+) -> None:
+    file = AuditFile(path, max_bytes=1)
+    fields: Fields = {"key": "k"}
+    entry = [(Kind.USE, datetime.now(UTC), fields)]
+    with descriptors(free):
+        for _ in range(3):
+            file.append(entry)
+            assert file.is_ours()
+    assert rotated(path) == []
+    file.append(entry)
+    assert file.is_ours()
+    file.close()
+    assert verified(*rotated(path), path).entries == 4
+    assert {it.name for it in path.parent.iterdir()} == {"audit.log", "audit.log.000000000004"}
+
+
+def test_a_new_file_that_cannot_take_the_name_leaves_it_to_the_old_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def full(self: Path, target: Path) -> Path:
+        if self.name.endswith(".next"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return rename(self, target)
+
+    file = AuditFile(path, max_bytes=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", full)
+        file.append([(Kind.USE, datetime.now(UTC), {"key": "k"})])
+    assert file.is_ours()
+    file.append([(Kind.USE, datetime.now(UTC), {"key": "k"})])
+    file.close()
+    assert verified(*rotated(path), path).entries == 2
+
+
+def test_what_lies_where_the_new_file_is_opened_is_no_part_of_the_log(path: Path) -> None:
+    file = AuditFile(path, max_bytes=1)
+    (path.parent / "audit.log.next").mkdir()  # so nothing can be opened there
+    file.append([(Kind.USE, datetime.now(UTC), {"key": "k"})])
+    assert file.is_ours()
+    assert rotated(path) == []
+    (path.parent / "audit.log.next").rmdir()
+    (path.parent / "audit.log.next").write_bytes(b"of one that was killed")
+    file.append([(Kind.USE, datetime.now(UTC), {"key": "k"})])
+    file.close()
+    assert verified(*rotated(path), path).entries == 2
+    assert path.read_bytes() == b""
 
 
 def test_two_writers_are_refused(path: Path) -> None:
