@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum, unique
 
 from hsm_plugin import errors
-from hsm_plugin.errors import BadRequestError, HsmPluginError
+from hsm_plugin.errors import BadRequestError, ConflictError, HsmPluginError
 from hsm_plugin.recovery import Action
 
 MAX_PACKET_BYTES = 160 << 10
@@ -23,6 +23,8 @@ PART_BYTES = 64 << 10
 
 _REQUEST = struct.Struct("=QdBH")
 _ANSWER = struct.Struct("=QBH")
+_LENGTH_BYTES = 4
+_MAX_TEXT = 4096
 
 
 @unique
@@ -117,16 +119,21 @@ def decode_request(packet: memoryview) -> Request:
 
 
 def encode_answer(number: int, fields: Sequence[bytes]) -> list[bytes]:
-    """Return the packets of a result, one as a rule."""
+    """Return the packets of a result, one as a rule; ConflictError when a part fits into none."""
     packets: list[bytes] = []
     part: list[bytes] = []
     size = 0
     for entry in fields:
+        if len(entry) > MAX_PACKET_BYTES - PART_BYTES:
+            raise ConflictError(
+                f"the token holds a value of {len(entry)} bytes, more than any that is used",
+                hint="look for the object with the HSM's own tools, and remove it",
+            )
         if part and size + len(entry) > PART_BYTES:
             packets.append(_ANSWER.pack(number, Kind.MORE, len(part)) + _encode(part))
             part, size = [], 0
         part.append(entry)
-        size += len(entry)
+        size += len(entry) + _LENGTH_BYTES
     packets.append(_ANSWER.pack(number, Kind.DONE, len(part)) + _encode(part))
     return packets
 
@@ -140,7 +147,9 @@ def encode_failure(number: int, error: HsmPluginError, loss: Action | None) -> b
             kind = Kind.FAILED_HSM_DOWN
         case _:
             kind = Kind.FAILED_TOKEN_LOST
-    text = json.dumps([type(error).__name__, str(error), error.hint]).encode()
+    text = json.dumps(
+        [type(error).__name__, str(error)[:_MAX_TEXT], error.hint[:_MAX_TEXT]]
+    ).encode()
     return _ANSWER.pack(number, kind, 1) + _encode([text])
 
 

@@ -72,6 +72,7 @@ class _Worker:
         try:
             with deadline.until(request.deadline):
                 fields = perform(self._store, request.operation, request.fields)
+            return wire.encode_answer(request.number, fields)
         except HsmPluginError as error:
             loss = None if self._store.is_connected else self._store.loss
             return [wire.encode_failure(request.number, error, loss)]
@@ -80,7 +81,6 @@ class _Worker:
                 f"{request.operation.name} failed with {type(error).__name__} in the worker"
             )
             return [wire.encode_failure(request.number, unforeseen, None)]
-        return wire.encode_answer(request.number, fields)
 
 
 def serve(connection: socket.socket, store: TokenStore, threads: int) -> None:

@@ -3,6 +3,8 @@
 import struct
 from collections.abc import Sequence
 
+from hsm_plugin import wire
+from hsm_plugin.errors import ConflictError
 from hsm_plugin.keys import (
     InspectedKey,
     KeyAlgorithm,
@@ -15,6 +17,7 @@ from hsm_plugin.keys import (
 _ROOT_FIELDS = 3
 _LISTED_FIELDS = 4
 _INSPECTED_FIELDS = 3
+_SHOWN_BYTES = 64
 
 
 def encode_bool(value: bool) -> bytes:  # noqa: FBT001 - the value is what is encoded
@@ -88,7 +91,15 @@ def decode_inspected_keys(fields: list[bytes]) -> list[InspectedKey]:
 
 
 def encode_roots(roots: list[TrustedRoot]) -> list[bytes]:
-    """Return three fields for each root."""
+    """Return three fields for each root; ConflictError names one that is larger than any is."""
+    for root in roots:
+        size = max(len(root.ca_id), len(root.subject), len(root.certificate))
+        if size > wire.PART_BYTES:
+            raise ConflictError(
+                f"the root under CA id {root.ca_id[:_SHOWN_BYTES]!r} in the token has a value of"
+                f" {size} bytes, more than {wire.PART_BYTES}",
+                hint="it was not imported here; remove it with the HSM's own tools",
+            )
     return [part for root in roots for part in (root.ca_id, root.subject, root.certificate)]
 
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from pkcs11 import Attribute, KeyType, ObjectClass, PKCS11Error
+from pkcs11 import Attribute, CertificateType, KeyType, ObjectClass, PKCS11Error
 
 from istio_hsm_proto import kms_istio_v1_pb2 as kms
 from istio_hsm_proto import signing_v1_pb2 as sign
@@ -191,6 +191,36 @@ def test_a_root_is_imported_as_pem_or_der_and_stored_once(hsm: SoftHsm, folder: 
             root.certificate.fingerprint(hashes.SHA256()).hex().encode(),
             b"named",
         }
+
+
+@pytest.mark.parametrize(
+    "large",
+    [{Attribute.VALUE: bytes(170_000)}, {Attribute.ID: b"i" * 170_000}],
+    ids=["value", "id"],
+)
+def test_a_root_that_is_larger_than_any_is_refused_and_ends_no_worker(
+    hsm: SoftHsm, folder: Path, large: dict[Attribute, bytes]
+) -> None:
+    root = pki.root()
+    template = {
+        Attribute.CLASS: ObjectClass.CERTIFICATE,
+        Attribute.CERTIFICATE_TYPE: CertificateType.X_509,
+        Attribute.TOKEN: True,
+        Attribute.LABEL: "istio-hsm-root",
+        Attribute.ID: b"large",
+        Attribute.SUBJECT: root.certificate.subject.public_bytes(),
+        Attribute.VALUE: root.der,
+    }
+    with token_view.viewed(hsm) as view:
+        view.session.create_object(template | large)
+    verify = kms.VerifyCertChainRequest(certificates=[root.pem, pki.issue("CA", root).pem])
+    with plugins.running(hsm, folder) as plugin, plugin.keys() as stub:
+        assert stub.ImportCACert(kms.ImportCACertRequest(ca_cert_blob=root.pem)).success
+        with pytest.raises(grpc.RpcError, match="in the token has a value of 170000") as caught:
+            stub.VerifyCertChain(verify)
+        assert cast("grpc.Call", caught.value).code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert plugin.events("worker.ended") == []
+        assert plugin.health() == plugins.SERVING
 
 
 # -- resident keys -------------------------------------------------------------------------

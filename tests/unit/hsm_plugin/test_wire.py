@@ -3,7 +3,7 @@
 import pytest
 
 from hsm_plugin import wire
-from hsm_plugin.errors import BadRequestError, HsmPluginError, HsmUnavailableError
+from hsm_plugin.errors import BadRequestError, ConflictError, HsmPluginError, HsmUnavailableError
 from hsm_plugin.recovery import Action
 from hsm_plugin.wire import Kind, Operation
 
@@ -26,6 +26,25 @@ def test_a_large_result_travels_in_parts() -> None:
     assert [answer.kind for answer in answers[:-1]] == [Kind.MORE] * (len(answers) - 1)
     assert answers[-1].kind is Kind.DONE
     assert [entry for answer in answers for entry in answer.fields] == fields
+
+
+@pytest.mark.parametrize("fields", [[b"a"] * 60_000, [b"x", bytes(90_000), b"y", bytes(90_000)]])
+def test_no_packet_of_an_answer_is_too_large(fields: list[bytes]) -> None:
+    packets = wire.encode_answer(3, fields)
+    assert max(map(len, packets)) <= wire.MAX_PACKET_BYTES
+    answers = [wire.decode_answer(memoryview(packet)) for packet in packets]
+    assert [entry for answer in answers for entry in answer.fields] == fields
+
+
+def test_a_value_that_fits_no_packet_is_refused() -> None:
+    with pytest.raises(ConflictError, match="a value of 200000 bytes"):
+        wire.encode_answer(3, [b"small", bytes(200_000)])
+
+
+def test_an_error_of_any_length_fits_into_a_packet() -> None:
+    packet = wire.encode_failure(5, ConflictError("x" * 500_000, hint="y" * 500_000), None)
+    assert len(packet) <= wire.MAX_PACKET_BYTES
+    assert type(wire.decode_failure(wire.decode_answer(memoryview(packet)))) is ConflictError
 
 
 @pytest.mark.parametrize(
