@@ -123,6 +123,7 @@ def wire_revocations(
     publish: Callable[[str], Awaitable[None]],
     clock: Callable[[], datetime],
     log: EventLog,
+    metrics: Metrics,
 ) -> RevocationKeeper | None:
     """Return what keeps the revocation lists, where there are any."""
     if not config.crl:
@@ -135,6 +136,7 @@ def wire_revocations(
         log,
         others=ca.list_issuers,
         conditions=ca.conditions,
+        further_end=metrics.issuer_crl_ends,
     )
 
 

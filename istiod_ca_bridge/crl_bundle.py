@@ -103,6 +103,17 @@ def without_list(
     )
 
 
+def first_end(lists: Sequence[Crl], cas: Iterable[x509.Certificate]) -> datetime | None:
+    """Return when the first of these CAs that have lists has, or had, none that is valid."""
+    ends = []
+    for ca in dict.fromkeys(cas):
+        own = [it for it in lists if is_list_of(it, ca, it.last_update_utc)]
+        until = [it.next_update_utc for it in own if it.next_update_utc is not None]
+        if until and len(until) == len(own):  # a list without nextUpdate has no end
+            ends.append(max(until))
+    return min(ends, default=None)
+
+
 def is_list_of(crl: Crl, ca: x509.Certificate, now: datetime) -> bool:
     """Tell whether a proxy takes the list as the CA's, now."""
     if crl.issuer != ca.subject or now < crl.last_update_utc:

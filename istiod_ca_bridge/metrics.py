@@ -131,6 +131,11 @@ class Metrics:
             ["certificate"],
             registry=r,
         )
+        self._issuer_crl_end = Gauge(
+            "istiod_ca_bridge_issuer_crl_end_timestamp_seconds",
+            "When the first of the operator's revocation lists ends; 0: there is none",
+            registry=r,
+        )
         self._conditions = Gauge(
             "istiod_ca_bridge_condition",
             "1 when a condition is True, 0 when it is False; its reason is in the status ConfigMap",
@@ -190,6 +195,10 @@ class Metrics:
     def condition(self, kind: str, *, holds: bool) -> None:
         """Record whether a condition is True."""
         self._conditions.labels(kind).set(holds)
+
+    def issuer_crl_ends(self, at: datetime | None) -> None:
+        """Record when the first of the lists ends that the operator wrote."""
+        self._issuer_crl_end.set(0 if at is None else at.timestamp())
 
     def state(self, state: State) -> None:
         """Record how far the CA is."""

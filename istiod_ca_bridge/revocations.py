@@ -29,6 +29,7 @@ from istiod_ca_bridge.crl_bundle import (
     Crl,
     bundle,
     cas_above,
+    first_end,
     is_list_of,
     lists_in,
     path_of,
@@ -115,6 +116,7 @@ class RevocationKeeper:
         *,
         others: OtherKeys | None = None,
         conditions: Conditions | None = None,
+        further_end: Callable[[datetime | None], None] = lambda _: None,
         poll_seconds: float = _POLL_SECONDS,
     ) -> None:
         self._secret = secret
@@ -126,6 +128,9 @@ class RevocationKeeper:
         self._log = log
         self._others = others
         self._conditions = conditions or Conditions(clock)
+        self._further_end = further_end
+        """Is told when the first of the lists ends that the operator wrote; None: there is none."""
+
         self._poll_seconds = poll_seconds
         self._revoked: frozenset[int] = frozenset()
         self._published = Bundle()
@@ -205,6 +210,7 @@ class RevocationKeeper:
         if self._others is not None:
             required += [ca for chain in self._others.shown for ca in cas_above(chain)]
             known += [ca for chain in self._others.listed for ca in cas_above(chain)]
+        self._further_end(first_end(further, [*required, *known]))
         made = bundle(ours, further, required, [*required, *known], now)
         if made.lacking:
             self._tell(

@@ -149,6 +149,7 @@ class _Process:
             self._publish_crl,
             clock,
             log,
+            self._metrics,
         )
         self._metrics.leader.set_function(self._ca.leads)
 

@@ -32,6 +32,7 @@ from istiod_ca_bridge.errors import (
     WrongProductError,
 )
 from istiod_ca_bridge.issue import Issuer
+from istiod_ca_bridge.metrics import Metrics
 from istiod_ca_bridge.policy import CLOCK_SKEW
 from istiod_ca_bridge.revocations import (
     CRL_KEY,
@@ -239,6 +240,7 @@ class Replica:
         self.secret = secret
         self.others = Others()
         self.conditions = Conditions(self._clock)
+        self.ends: list[datetime | None] = []
         log, self.lines = recorded_log()
         self.keeper = RevocationKeeper(
             secret,
@@ -248,6 +250,7 @@ class Replica:
             log,
             others=self.others,
             conditions=self.conditions,
+            further_end=self.ends.append,
             poll_seconds=0.001,
         )
 
@@ -353,6 +356,42 @@ async def test_what_was_published_stays_when_the_root_s_list_ends_and_that_is_to
     await replica.look()
     assert len(replica.published) == published
     assert [it.reason for it in replica.conditions.take()] == ["IssuerCrlEnds", "CrlNotPublished"]
+
+
+async def test_the_end_of_the_first_list_of_each_issuer_is_measured_also_once_it_is_over() -> None:
+    secret = listed_secret()
+    replica = Replica(secret)
+    ends = replica.ends
+    await replica.look()
+    until = AT + timedelta(days=400)
+    assert ends[-1] == ROOT_LIST.next_update_utc
+
+    older = pki.crl(ROOT, valid_from=AT - timedelta(days=9), valid_until=AT - timedelta(days=1))
+    newer = pki.crl(ROOT, valid_from=AT - timedelta(days=1), valid_until=until)
+    foreign = pki.crl(pki.root("Other"), valid_until=AT + timedelta(days=1))
+    secret.put(**issuers_lists(older, newer, foreign))
+    await replica.look()
+    assert ends[-1] == until
+
+    secret.put(**issuers_lists(older))
+    await replica.look()
+    assert ends[-1] == older.next_update_utc
+    for nothing in (issuers_lists(foreign), {ISSUERS_KEY: b"spoilt"}, {ISSUERS_KEY: b""}):
+        secret.put(**nothing)
+        await replica.look()
+        assert ends[-1] is None
+
+
+def test_the_end_that_was_measured_is_a_figure_and_none_is_zero() -> None:
+    metrics = Metrics()
+    for at, text in ((AT, f"{AT.timestamp():.0f}"), (None, "0.0")):
+        metrics.issuer_crl_ends(at)
+        [line] = [
+            it
+            for it in metrics.exposition().decode().splitlines()
+            if it.startswith("istiod_ca_bridge_issuer_crl_end_timestamp_seconds ")
+        ]
+        assert float(line.split()[1]) == float(text)
 
 
 async def test_while_the_key_is_rotated_both_keys_lists_are_there_and_grow() -> None:
