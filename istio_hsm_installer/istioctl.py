@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 
 from istio_hsm_installer import modes
-from istio_hsm_installer.modes import MEMORY
+from istio_hsm_installer.modes import memory
 from istio_hsm_installer.objects import Document
 from istio_hsm_installer.options import GUIDE_JWT_PATH, PROJECTED_JWT_PATH, Flavour, Options
 
@@ -154,8 +154,8 @@ def volumes(options: Options) -> Sequence[Document]:
         "expirationSeconds": 3600,
     }
     return [
-        {"name": "hsm-credential", **MEMORY},
-        {"name": "hsm-socket", **MEMORY},
+        memory("hsm-credential", "4Mi"),
+        memory("hsm-socket", "1Mi"),
         {"name": "vault-token", "projected": {"sources": [{"serviceAccountToken": token}]}},
         {"name": "hsm-client-config", "configMap": {"name": "hsm-client-config"}},
         *modes.of(options).volumes,

@@ -8,7 +8,6 @@ from istio_hsm_installer.options import Mode, Options
 
 BRIDGE_PORT = 15013
 PLUG_IN_DIR = "/var/run/hsm-cacerts"
-MEMORY: Document = {"emptyDir": {"medium": "Memory"}}
 _HEALTH_LISTEN = "127.0.0.1:15112"
 
 
@@ -26,6 +25,11 @@ class Differences:
     bridge_mounts: Sequence[Document] = ()
     istiod_mounts: Sequence[Document] = ()
     volumes: Sequence[Document] = ()
+
+
+def memory(name: str, most: str) -> Document:
+    """Return a volume that never touches a disk, and takes no more of the node's memory."""
+    return {"name": name, "emptyDir": {"medium": "Memory", "sizeLimit": most}}
 
 
 def of(options: Options, root_pem: str = "") -> Differences:
@@ -50,7 +54,7 @@ def of(options: Options, root_pem: str = "") -> Differences:
             },
             bridge_mounts=[mount],
             istiod_mounts=[{**mount, "readOnly": True}],
-            volumes=[{"name": "hsm-cacerts", **MEMORY}],
+            volumes=[memory("hsm-cacerts", "1Mi")],
         )
     return Differences(istiod_env={}, bridge_env={})
 

@@ -64,8 +64,8 @@ def test_upstream_s_sidecars_are_native_and_restricted() -> None:
 def test_the_credentials_are_in_memory_and_read_only_for_the_plugin() -> None:
     made = options(istio=UPSTREAM)
     by_name = {volume["name"]: volume for volume in istioctl.volumes(made)}
-    assert by_name["hsm-credential"]["emptyDir"] == {"medium": "Memory"}
-    assert by_name["hsm-socket"]["emptyDir"] == {"medium": "Memory"}
+    assert by_name["hsm-credential"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "4Mi"}
+    assert by_name["hsm-socket"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "1Mi"}
     plugin: Any = istioctl.sidecars(made)[1]
     [credentials] = [m for m in plugin["volumeMounts"] if m["name"] == "hsm-credential"]
     assert credentials["readOnly"] is True

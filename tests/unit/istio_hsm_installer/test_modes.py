@@ -22,6 +22,16 @@ def bridge_env(istio: dict[str, Any]) -> dict[str, str]:
     return {entry["name"]: entry["value"] for entry in bridge["env"] if "value" in entry}
 
 
+def test_the_volumes_in_memory_are_as_large_as_those_of_the_manifests() -> None:
+    def limits(volumes: list[Any]) -> dict[str, Any]:
+        return {it["name"]: it["emptyDir"] for it in volumes if "emptyDir" in it}
+
+    shipped = yaml.safe_load((_DEPLOY / "helm" / "istiod-sealed.yaml").read_text())
+    made: Any = istioctl.volumes(options(istio=SEALED))
+    assert limits(made) == limits(shipped["pilot"]["volumes"])
+    assert all(it["sizeLimit"] for it in limits(made).values())
+
+
 def test_a_sealed_key_reaches_istiod_through_memory_that_it_only_reads() -> None:
     values: Any = istioctl.helm_values(options(istio=SEALED))
     assert values["pilot"]["env"] == {"ROOT_CA_DIR": "/var/run/hsm-cacerts"}
@@ -29,7 +39,7 @@ def test_a_sealed_key_reaches_istiod_through_memory_that_it_only_reads() -> None
     [mount] = values["pilot"]["volumeMounts"]
     assert (mount["mountPath"], mount["readOnly"]) == ("/var/run/hsm-cacerts", True)
     [volume] = [v for v in values["pilot"]["volumes"] if v["name"] == "hsm-cacerts"]
-    assert volume["emptyDir"] == {"medium": "Memory"}
+    assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": "1Mi"}
     assert bridge_env(SEALED)["CA_PLUG_IN_DIR"] == "/var/run/hsm-cacerts"
     assert "CA_LISTEN" not in bridge_env(SEALED)
 
