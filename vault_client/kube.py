@@ -6,6 +6,7 @@ and half a second to a process that must start within one second, for a single G
 
 import http.client
 import json
+import socket
 import ssl
 from http import HTTPStatus
 from pathlib import Path
@@ -13,8 +14,12 @@ from pathlib import Path
 from vault_client.answers import mapping
 from vault_client.errors import TlsError
 from vault_client.settings import CaConfigMap
+from vault_client.time_limit import Exchange, limited
 
 _TIMEOUT_SECONDS = 5.0
+_LIMIT_SECONDS = 10.0
+"""Of the request in all, also where bytes drip."""
+
 _LARGEST_BYTES = 4 << 20
 """More than the API server takes for a ConfigMap."""
 
@@ -60,22 +65,32 @@ def _value(body: bytes, key: str) -> object:
 def _get(source: CaConfigMap, path: str, name: str) -> tuple[int, bytes]:
     token = _mounted(source.service_account / "token")
     try:
-        context = ssl.create_default_context(cafile=str(source.service_account / "ca.crt"))
-        connection = http.client.HTTPSConnection(
-            source.api_server, timeout=_TIMEOUT_SECONDS, context=context
-        )
-        try:
-            connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
-            response = connection.getresponse()
-            return response.status, response.read(_LARGEST_BYTES)
-        finally:
-            connection.close()
+        with limited(_LIMIT_SECONDS) as exchange:
+            answer = _answer(source, path, token, exchange)
+        if exchange.is_cut:  # what was cut may look like an end
+            raise TimeoutError
     except (OSError, http.client.HTTPException) as error:
         raise TlsError(
             f"{name} holds Vault's CA, and the Kubernetes API does not answer: "
             f"{type(error).__name__}",
             hint=f"check the network path to {source.api_server} and the pod's service account",
         ) from None
+    return answer
+
+
+def _answer(source: CaConfigMap, path: str, token: str, exchange: Exchange) -> tuple[int, bytes]:
+    context = ssl.create_default_context(cafile=str(source.service_account / "ca.crt"))
+    connection = http.client.HTTPSConnection(source.api_server, context=context)
+    address = (connection.host, connection.port)
+    with socket.create_connection(address, _TIMEOUT_SECONDS) as opened:
+        exchange.hold(opened)
+        connection.sock = context.wrap_socket(opened, server_hostname=connection.host)
+        try:
+            connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
+            response = connection.getresponse()
+            return response.status, response.read(_LARGEST_BYTES)
+        finally:
+            connection.close()
 
 
 def _mounted(path: Path) -> str:

@@ -49,6 +49,20 @@ class Exchange:
                 self._handles.pop().close()
 
 
+@contextmanager
+def limited(seconds: float) -> Iterator[Exchange]:
+    """Cut what the exchange holds when so much time has passed inside."""
+    exchange = Exchange()
+    timer = threading.Timer(seconds, exchange.cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield exchange
+    finally:
+        timer.cancel()
+        exchange.end()
+
+
 class TimeLimit:
     """The limit of a session's requests, of which one at a time is made."""
 
@@ -61,19 +75,15 @@ class TimeLimit:
     @contextmanager
     def running(self) -> Iterator[Exchange]:
         """Cut off the request that is made inside when its time is over."""
-        exchange = self._now = Exchange()
-        timer = threading.Timer(self._seconds, exchange.cut)
-        timer.daemon = True
-        timer.start()
-        try:
+        with limited(self._seconds) as exchange:
             for connection in self._connections:  # those that were kept for the next request
                 if connection.sock is not None and connection.sock.fileno() >= 0:
                     exchange.hold(connection.sock)
-            yield exchange
-        finally:
-            self._now = None
-            timer.cancel()
-            exchange.end()
+            self._now = exchange
+            try:
+                yield exchange
+            finally:
+                self._now = None
 
     def _mount(self, session: requests.Session) -> None:
         limit = self

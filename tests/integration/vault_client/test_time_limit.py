@@ -4,11 +4,15 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
-from vault_client.errors import DeadlineError, UnreachableError
+from tests.support.pki import root
+from vault_client import kube
+from vault_client.errors import DeadlineError, TlsError, UnreachableError
 from vault_client.secret import Secret
+from vault_client.settings import CaConfigMap
 from vault_client.vault import Vault
 
 _PAUSE_SECONDS = 0.05
@@ -23,7 +27,11 @@ _HANDSHAKE = b"\x16\x03\x03\x40\x00"
 
 @contextmanager
 def dripping(*answers: bytes) -> Iterator[int]:
-    """Give a client each answer at its request, and drip after the last; yield the port."""
+    """Give a client each answer at its request, and drip after the last; yield the port.
+
+    Whoever stays until the end of the drops fails the test.
+    """
+    patient: list[bool] = []
     over = threading.Event()
 
     def serve(listener: socket.socket) -> None:
@@ -37,6 +45,7 @@ def dripping(*answers: bytes) -> Iterator[int]:
                     if over.wait(_PAUSE_SECONDS):
                         return
                     connection.sendall(b"1")
+                patient.append(True)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve, args=(listener,), daemon=True)
@@ -46,6 +55,7 @@ def dripping(*answers: bytes) -> Iterator[int]:
         finally:
             over.set()
             thread.join(5)
+    assert not patient
 
 
 def vault(scheme: str, port: int) -> Vault:
@@ -80,6 +90,19 @@ def test_a_connection_that_was_kept_and_drips_later_is_hung_up_on() -> None:
         with pytest.raises(DeadlineError, match="in time"):
             client.look_up(Secret(b"t"))
         client.close()
+
+
+def test_an_api_server_that_drips_is_hung_up_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kube, "_LIMIT_SECONDS", 0.3)
+    (tmp_path / "token").write_text("t")
+    (tmp_path / "ca.crt").write_bytes(root().pem)
+    with dripping(_HANDSHAKE) as port:
+        source = CaConfigMap("vault-ca", "istio-system", f"127.0.0.1:{port}", tmp_path)
+        with pytest.raises(TlsError, match="does not answer") as caught:
+            kube.read_config_map_value(source, "cert")
+    assert "check the network path" in caught.value.hint
 
 
 def test_one_that_hangs_up_itself_is_not_called_late() -> None:
