@@ -79,6 +79,18 @@ class Checkpoints:
 
     async def sign(self) -> bool:
         """Return true when the head is signed and the checkpoint is in the log."""
+        try:
+            return await self._sign()
+        except Exception as error:  # noqa: BLE001 - the loop must go on; the type tells enough
+            event(
+                "audit.unsigned",
+                f"No checkpoint was signed: unforeseen {type(error).__name__}",
+                level=logging.ERROR,
+                hint=f"look at the key {AUDIT_KEY_ID.decode()} in the token",
+            )
+            return False
+
+    async def _sign(self) -> bool:
         covered = self.log.head
         store = self.token.bound(_LANE, time.monotonic() + _CALL_SECONDS)
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,8 +37,16 @@ class Watch:
     async def run(self) -> None:
         """Never returns; cancel it."""
         while True:
-            with contextlib.suppress(HsmPluginError):
+            try:
                 await self.look()
+            except HsmPluginError:
+                pass  # whoever uses the token is told
+            except Exception as error:  # noqa: BLE001 - it must go on; the type tells enough
+                event(
+                    "watch.failed",
+                    f"Not all could be looked at: unforeseen {type(error).__name__}",
+                    level=logging.ERROR,
+                )
             await asyncio.sleep(SNAPSHOT_SECONDS)
 
     async def look(self) -> None:

@@ -1,11 +1,13 @@
 """The watch keeps the latest of roots and keys, and leaves a lost token alone."""
 
+import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 
+from hsm_plugin import watch as watch_module
 from hsm_plugin.breaker import Breaker
 from hsm_plugin.errors import HsmUnavailableError
 from hsm_plugin.keys import KeyAlgorithm, ListedKey, SigningKey, TrustedRoot
@@ -23,6 +25,7 @@ class Token:
         self.root = pki.root("Mesh Root").der
         self.asked: list[str] = []
         self.is_gone = False
+        self.fault: Exception | None = None
 
     async def snapshot(self) -> tuple[int, WorkerSnapshot]:
         if self.is_gone:
@@ -34,6 +37,8 @@ class Token:
 
     async def roots(self) -> list[TrustedRoot]:
         self.asked.append("roots")
+        if self.fault is not None:
+            raise self.fault
         return [TrustedRoot(b"mesh-root", b"", self.root)]
 
     async def signing_keys(self) -> list[ListedKey]:
@@ -69,6 +74,24 @@ async def test_the_token_is_not_asked_again_at_once(token: Token) -> None:
     await watching.look()
     await watching.look()
     assert token.asked == ["roots", "keys"]
+
+
+async def test_what_nobody_foresaw_ends_no_watch_and_is_told_by_its_type(
+    token: Token, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "SNAPSHOT_SECONDS", 0.001)
+    token.fault = ValueError("PIN 1234")
+    token.breaker.close()
+    running = asyncio.create_task(watch(token).run())
+    try:
+        async with asyncio.timeout(10):
+            while "keys" not in token.asked:  # noqa: ASYNC110 - the list is no event
+                await asyncio.sleep(0.001)
+    finally:
+        running.cancel()
+    assert token.asked == ["roots", "keys"]
+    assert "unforeseen ValueError" in caplog.text
+    assert "1234" not in caplog.text
 
 
 async def test_a_worker_that_does_not_answer_leaves_the_last_look(token: Token) -> None:
