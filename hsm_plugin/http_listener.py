@@ -12,6 +12,7 @@ _MAX_HEAD_BYTES = 8 << 10
 _MAX_CONNECTIONS = 16
 _SECONDS = 5.0
 """For a whole exchange."""
+_CLOSE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,8 @@ async def listen(address: HttpAddress, pages: Pages) -> asyncio.Server:
             if connections <= _MAX_CONNECTIONS:
                 await _exchange(reader, writer, pages)
         finally:
+            await _close(writer)
             connections -= 1
-            writer.close()
 
     try:
         return await asyncio.start_server(
@@ -58,6 +59,16 @@ async def listen(address: HttpAddress, pages: Pages) -> asyncio.Server:
             f"METRICS_LISTEN {address.host}:{address.port} cannot be listened on: {error.strerror}",
             hint="choose a free port of an address of this host",
         ) from None
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    """Return when the connection is closed, cut where its client does not read."""
+    writer.close()
+    try:
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await writer.wait_closed()
+    except OSError:  # a TimeoutError is one
+        writer.transport.abort()
 
 
 async def _exchange(

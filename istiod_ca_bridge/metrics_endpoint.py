@@ -12,6 +12,7 @@ from istiod_ca_bridge.setting_values import Address
 _PATH = "/metrics"
 _LARGEST_REQUEST_BYTES = 8 << 10
 _SECONDS = 5.0
+_CLOSE_SECONDS = 1.0
 _AT_ONCE = 16
 
 
@@ -34,6 +35,11 @@ async def metrics_endpoint(
                 writer.write(_response(head, exposition))
                 await writer.drain()
         writer.close()
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await writer.wait_closed()
+        except OSError:  # a TimeoutError is one: its client does not read
+            writer.transport.abort()
 
     try:
         server = await asyncio.start_server(

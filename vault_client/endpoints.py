@@ -17,6 +17,7 @@ _LARGEST_REQUEST_BYTES = 8192
 _LARGEST_ANSWER_BYTES = 64 * 1024
 _MAX_CONNECTIONS = 16
 _READ_TIMEOUT_SECONDS = 5.0
+_CLOSE_SECONDS = 1.0
 _PROBE_TIMEOUT_SECONDS = 3.0
 
 
@@ -50,8 +51,8 @@ async def serve(address: HttpAddress, pages: dict[str, Callable[[], Page]]) -> a
             if connections <= _MAX_CONNECTIONS:
                 await _exchange(reader, writer, pages)
         finally:
+            await _close(writer)
             connections -= 1
-            writer.close()
 
     try:
         return await asyncio.start_server(
@@ -62,6 +63,16 @@ async def serve(address: HttpAddress, pages: dict[str, Callable[[], Page]]) -> a
             f"HEALTH_ADDR {address.host}:{address.port} cannot be listened on: {error.strerror}",
             hint="choose a free port, or HEALTH_ADDR=off",
         ) from error
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    """Return when the connection is closed, cut where its client does not read."""
+    writer.close()
+    try:
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await writer.wait_closed()
+    except OSError:  # a TimeoutError is one
+        writer.transport.abort()
 
 
 async def _exchange(

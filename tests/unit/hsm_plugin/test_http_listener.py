@@ -1,6 +1,7 @@
 """The HTTP pages: right answers, and bounds for those who send anything else."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 from http import HTTPStatus
@@ -78,3 +79,32 @@ async def test_an_address_in_use_is_a_configuration_error() -> None:
         address = HttpAddress("127.0.0.1", taken.getsockname()[1])
         with pytest.raises(ConfigError, match="METRICS_LISTEN"):
             await http_listener.listen(address, {})
+
+
+async def test_a_client_that_does_not_read_its_answer_is_hung_up_on_and_makes_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_listener, "_SECONDS", 0.05)
+    monkeypatch.setattr(http_listener, "_CLOSE_SECONDS", 0.05)
+    size = 32 << 20  # more than the kernel keeps for it
+
+    async def large() -> Page:
+        return Page(HTTPStatus.OK, bytes(size))
+
+    server = await http_listener.listen(HttpAddress("127.0.0.1", 0), {"/healthz": large})
+    async with server:
+        deaf = socket.create_connection(server.sockets[0].getsockname()[:2])
+        deaf.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+        await asyncio.sleep(0.3)
+        deaf.settimeout(5)
+        assert await asyncio.to_thread(received, deaf) < size
+        deaf.close()
+
+
+def received(connection: socket.socket) -> int:
+    """Return how many bytes come until the end, an orderly one or not."""
+    count = 0
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(1 << 20):
+            count += len(piece)
+    return count

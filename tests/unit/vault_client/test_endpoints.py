@@ -1,11 +1,14 @@
 """The HTTP pages, and the probe's question: bounds for those who send anything else."""
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 
 import pytest
 
+from vault_client import endpoints
 from vault_client.endpoints import NotReadyError, Page, ask_ready, serve
 from vault_client.settings import HttpAddress
 
@@ -55,3 +58,29 @@ async def test_an_answer_that_is_no_json_is_no_readiness() -> None:
     async with server:
         with pytest.raises(NotReadyError, match="no answer from"):
             await asyncio.to_thread(ask_ready, HttpAddress("127.0.0.1", port))
+
+
+async def test_a_client_that_does_not_read_its_answer_is_hung_up_on_and_makes_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(endpoints, "_READ_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(endpoints, "_CLOSE_SECONDS", 0.05)
+    size = 32 << 20  # more than the kernel keeps for it
+    pages = {"/healthz": lambda: Page(HTTPStatus.OK, "text/plain", bytes(size))}
+    server = await serve(HttpAddress("127.0.0.1", 0), pages)
+    async with server:
+        deaf = socket.create_connection(server.sockets[0].getsockname()[:2])
+        deaf.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+        await asyncio.sleep(0.3)
+        deaf.settimeout(5)
+        assert await asyncio.to_thread(received, deaf) < size
+        deaf.close()
+
+
+def received(connection: socket.socket) -> int:
+    """Return how many bytes come until the end, an orderly one or not."""
+    count = 0
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(1 << 20):
+            count += len(piece)
+    return count
