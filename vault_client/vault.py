@@ -193,6 +193,11 @@ class Vault:
                 answered = self._followed(method, path, body)
             except requests.exceptions.RequestException as error:
                 raise (self._late() if exchange.is_cut else self._unanswered(error)) from None
+            except ValueError:  # of urllib.parse, for requests reads where a redirect leads
+                raise ServerError(
+                    "Vault redirects to what is no address",
+                    hint="check api_addr in the Vault server's configuration",
+                ) from None
         if exchange.is_cut:  # what was cut may look like an end
             raise self._late()
         return answered

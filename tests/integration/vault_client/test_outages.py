@@ -200,11 +200,21 @@ def test_what_answers_with_a_page_is_not_taken_for_vault(mesh: Mesh) -> None:
     assert "holds no token" in done.stderr
 
 
-def test_a_redirect_to_another_scheme_is_not_followed(mesh: Mesh) -> None:
-    with stub_server(307, {"Location": "gopher://127.0.0.1/"}) as address:
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("gopher://127.0.0.1/", "redirects to another scheme"),
+        ("/v1/sys", "redirects to another scheme"),
+        ("http://[::1", "redirects to what is no address"),
+    ],
+)
+def test_a_redirect_to_another_scheme_or_nowhere_is_not_followed(
+    mesh: Mesh, location: str, reason: str
+) -> None:
+    with stub_server(307, {"Location": location}) as address:
         done = run_client(against(mesh, address), "--once")
     assert done.returncode == 69
-    assert "redirects to another scheme" in done.stderr
+    assert reason in done.stderr
 
 
 def test_a_standby_that_redirects_to_the_active_node_is_followed(mesh: Mesh) -> None:
