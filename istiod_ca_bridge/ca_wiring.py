@@ -14,6 +14,7 @@ from istiod_ca_bridge.clock_watch import ClockWatch
 from istiod_ca_bridge.condition_report import ConditionReport
 from istiod_ca_bridge.conditions import Conditions
 from istiod_ca_bridge.config import Config
+from istiod_ca_bridge.directory_leadership import DirectoryLeadership
 from istiod_ca_bridge.directory_store import DirectoryStore
 from istiod_ca_bridge.election import Election, LeaseTiming
 from istiod_ca_bridge.key_service import KeyService
@@ -28,6 +29,7 @@ from istiod_ca_bridge.list_issuers import ListIssuers
 from istiod_ca_bridge.log import EventLog
 from istiod_ca_bridge.metrics import Metrics
 from istiod_ca_bridge.name_constraints import IssuedNames
+from istiod_ca_bridge.replica_report import replica_name
 from istiod_ca_bridge.revocation_secret import revocation_secret
 from istiod_ca_bridge.revocations import RevocationKeeper
 from istiod_ca_bridge.root_readback import ListedRoots
@@ -69,11 +71,21 @@ def wire_ca(
     clock_watch = ClockWatch(conditions, clock, log)
     if config.store_directory is not None:
         store = DirectoryStore(config.store_directory)
-        alone = Lifecycle(settings, store, keys, adopt, clock, log, conditions=conditions)
-        return WiredCa((alone.run, clock_watch.run), conditions, lambda: True)
+        writer = DirectoryLeadership(config.store_directory, log)
+        here = Lifecycle(
+            settings,
+            store,
+            keys,
+            adopt,
+            clock,
+            log,
+            leads=writer.leads,
+            conditions=conditions,
+        )
+        return WiredCa((writer.run, here.run, clock_watch.run), conditions, writer.leads)
     assert cluster is not None  # noqa: S101 - there is one where there is no directory
     secrets_here = kubernetes_store(cluster, config.namespace)
-    replica = config.pod_name or socket.gethostname()
+    replica = replica_name(config.pod_name or socket.gethostname(), config.worker)
     identity = f"{replica}_{secrets.token_hex(4)}"
     timing = LeaseTiming(config.lease_duration.total_seconds())
     leadership = Leadership(

@@ -11,26 +11,23 @@ import resource
 import signal
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import uvloop
 
-from istiod_ca_bridge.ca_key import KeyMode
 from istiod_ca_bridge.config import Config, read_config, read_health_address
-from istiod_ca_bridge.errors import BridgeError, ConfigError
+from istiod_ca_bridge.errors import BridgeError, ConfigError, error_in
 from istiod_ca_bridge.health_probe import probe
-from istiod_ca_bridge.issuance_verify import verify
-from istiod_ca_bridge.kube import kubernetes_store
-from istiod_ca_bridge.kube_client import connect
-from istiod_ca_bridge.kube_status import KubernetesStatus
+from istiod_ca_bridge.issuance_chain import Findings
+from istiod_ca_bridge.issuance_verify import verify_each
 from istiod_ca_bridge.log import event_log
-from istiod_ca_bridge.revoke_command import run_revoke
-from istiod_ca_bridge.rotation import Wish
-from istiod_ca_bridge.rotation_commands import RotationCommands
-from istiod_ca_bridge.server import serve
-from istiod_ca_bridge.signer import RSA_BITS, KeyAlgorithm
+from istiod_ca_bridge.served_place import ServedPlace
+from istiod_ca_bridge.signer import KeyAlgorithm
+from istiod_ca_bridge.worker_channel import die_with_bridge
+from istiod_ca_bridge.worker_pool import WorkerPool
+from istiod_ca_bridge.worker_process import work
+from istiod_ca_bridge.worker_seat import WorkerSeat, share_of
 
 _ENVIRONMENT = """\
 environment (durations as 24h or 1h30m; lists by comma):
@@ -56,6 +53,8 @@ environment (durations as 24h or 1h30m; lists by comma):
   CA_SERVER_NAMES            DNS names of its certificate
   CA_MAX_CONNECTIONS         at once (4096)
   CA_MAX_WAITING             requests that wait for a signature (4096)
+  CA_WORKERS                 processes that answer agents: 1 (default) to 32, or auto: one for each
+                             core, up to 4
   METRICS_LISTEN             host:port of /metrics in the clear; unset: nowhere
   HEALTH_LISTEN              host:port of gRPC health in the clear; unset: on CA_LISTEN only
   TOKEN_REVIEW               kubernetes (default in Kubernetes without JWKS_FILE) or off
@@ -103,61 +102,60 @@ def run(arguments: Sequence[str]) -> int:
     try:
         if command == "health":
             probe(read_health_address())
-        elif command == "revoke":
-            sys.stdout.write(
-                run_revoke(read_config(), options.targets, options.reason, options.log)
-            )
+        elif command in {"revoke", "rotation"}:
+            sys.stdout.write(_on_record(command, options))
         elif command == "log":
             _tell_of_log(options.files, options.ca)
-        elif command == "rotation":
-            sys.stdout.write(asyncio.run(_rotation(read_config(), options)) + "\n")
+        elif command == "worker":
+            die_with_bridge()
+            uvloop.run(_work(WorkerSeat(*options.seat)))
         else:
             uvloop.run(_serve(read_config()))
-    except BridgeError as error:
-        return _fail(error)
-    except BaseExceptionGroup as group:
-        ours = _first(group)
+    except (BridgeError, BaseExceptionGroup) as raised:
+        ours = error_in(raised)
         if ours is None:
             raise
-        return _fail(ours)
+        return _exit_code(ours) if command == "worker" else _fail(ours)
     return 0
 
 
 async def _serve(config: Config) -> None:
+    stop, log = _stop_signal(), event_log(config.log_format)
+    if config.workers > 1:
+        await WorkerPool(config, log).run(stop)
+    else:
+        from istiod_ca_bridge import cluster_commands  # noqa: PLC0415 - others do without its driver
+
+        await cluster_commands.serve_alone(config, log, stop)
+
+
+async def _work(seat: WorkerSeat) -> None:
+    from istiod_ca_bridge import cluster_commands  # noqa: PLC0415 - others do without its driver
+
+    stop = _stop_signal()
+
+    async def serve(place: ServedPlace) -> None:
+        config = share_of(read_config(), seat)
+        log = event_log(config.log_format, seat.number)
+        await cluster_commands.serve_at(place, config, log, stop)
+
+    await work(seat, serve)
+
+
+def _on_record(command: str, options: argparse.Namespace) -> str:
+    from istiod_ca_bridge import cluster_commands  # noqa: PLC0415 - others do without its driver
+
+    does = cluster_commands.revocation if command == "revoke" else cluster_commands.rotation
+    return does(read_config(), options)
+
+
+def _stop_signal() -> asyncio.Event:
+    """Return what is set when the process is asked to end."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await serve(config, lambda: datetime.now(UTC), event_log(config.log_format), stop)
-
-
-async def _rotation(config: Config, options: argparse.Namespace) -> str:
-    if config.store_directory is not None:
-        raise ConfigError("a rotation needs BRIDGE_STORE=kubernetes")
-    cluster = connect(config.kubeconfig)
-    commands = RotationCommands(
-        kubernetes_store(cluster, config.namespace),
-        lambda: datetime.now(UTC),
-        config.ttl.maximum,
-        KubernetesStatus(cluster, config.namespace, config.pod_name, config.pod_uid).messages,
-    )
-    match options.action:
-        case "start":
-            wanted = options.algorithm
-            algorithm = KeyAlgorithm(wanted) if wanted else config.key_algorithm
-            if config.key_mode is KeyMode.SEALED and algorithm not in RSA_BITS:
-                raise ConfigError("CA_KEY_MODE=sealed needs an RSA --algorithm")
-            return await commands.start(algorithm)
-        case "activate":
-            return await commands.ask(Wish.ACTIVATE)
-        case "abort":
-            return await commands.ask(Wish.ABORT)
-        case "retire":
-            return await commands.ask(
-                Wish.RETIRE_AND_DESTROY if options.destroy_old_key else Wish.RETIRE
-            )
-        case _:
-            return await commands.status()
+    return stop
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -173,6 +171,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_ENVIRONMENT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    worker = commands.add_parser("worker", add_help=False)  # one of CA_WORKERS; not for people
+    worker.add_argument("seat", nargs=5, type=int, help=argparse.SUPPRESS)
     commands.add_parser(
         "health",
         help="exit 0 when the bridge beside it serves, for an exec probe",
@@ -184,7 +184,9 @@ def _parser() -> argparse.ArgumentParser:
         help="say what the files hold, or name the first line that is not as it was written",
         description="Verify an issuance log: exit 0 intact, 1 changed, 2 unreadable.",
     )
-    verify_log.add_argument("files", nargs="+", type=Path, metavar="FILE", help="in any order")
+    verify_log.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="in any order, of all workers"
+    )
     verify_log.add_argument(
         "--ca",
         type=Path,
@@ -219,18 +221,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _tell_of_log(files: Sequence[Path], ca: Path | None) -> None:
-    found = verify(files, ca)
+    found = verify_each(files, ca)
+    for worker, findings in found.items():
+        _tell_of_chain(findings, f"worker {worker}: " if len(found) > 1 else "")
+    if ca is None:
+        sys.stdout.write("whose key that is was not checked: name the CA's certificate by --ca\n")
+
+
+def _tell_of_chain(found: Findings, worker: str) -> None:
     unsigned = found.last - max(found.sealed, found.first - 1)
     sys.stdout.write(
-        f"intact: lines {found.first} to {found.last}, {found.issued} certificates, "
+        f"{worker}intact: lines {found.first} to {found.last}, {found.issued} certificates, "
         f"{found.gaps} gaps, {found.recovered} torn ends\n"
         f"signed up to line {found.sealed}, by {found.checkpoints} checkpoints; "
         f"{unsigned} lines after that are linked by digests alone\n"
     )
     for key in sorted(found.keys):
         sys.stdout.write(f"checkpoint key sha256:{key}\n")
-    if ca is None:
-        sys.stdout.write("whose key that is was not checked: name the CA's certificate by --ca\n")
 
 
 def _add_rotation(
@@ -262,16 +269,11 @@ def _protect_memory() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BridgeError | None:
-    """Return the one of our errors that ended the task group."""
-    for error in group.exceptions:
-        found = _first(error) if isinstance(error, BaseExceptionGroup) else error
-        if isinstance(found, BridgeError):
-            return found
-    return None
-
-
 def _fail(error: BridgeError) -> int:
     hint = error.hint or "the log above says what led here"
     sys.stderr.write(f"error: {error}\nhint: {hint}\n")
+    return _exit_code(error)
+
+
+def _exit_code(error: BridgeError) -> int:
     return 2 if isinstance(error, ConfigError) else 1

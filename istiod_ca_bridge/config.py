@@ -27,6 +27,7 @@ from istiod_ca_bridge.renewal import RenewalPolicy
 from istiod_ca_bridge.setting_values import Address
 from istiod_ca_bridge.signer import RSA_BITS, KeyAlgorithm
 from istiod_ca_bridge.signing_request import istiod_dns_names
+from istiod_ca_bridge.worker_count import worker_count
 
 T = TypeVar("T")
 
@@ -67,6 +68,9 @@ class Config:
     server_names: tuple[str, ...]
     max_connections: int
     max_waiting: int
+    workers: int
+    """Processes that answer agents."""
+
     health_listen: Address | None
     metrics_listen: Address | None
     jwks_file: Path | None
@@ -95,6 +99,8 @@ class Config:
     drain_delay: timedelta
     drain: timedelta
     log_format: Literal["text", "json"]
+    worker: int = 0
+    """Which of several workers this process is; 0 for the bridge itself."""
 
 
 def read_config(environment: Mapping[str, str] | None = None) -> Config:
@@ -131,6 +137,7 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
         server_names=reader.one("CA_SERVER_NAMES", _SERVER_NAMES, values.dns_names),
         max_connections=reader.one("CA_MAX_CONNECTIONS", "4096", values.count, "1 to 100000"),
         max_waiting=reader.one("CA_MAX_WAITING", "4096", values.count, "1 to 100000"),
+        workers=reader.one("CA_WORKERS", "1", worker_count, "1 to 32, or auto"),
         health_listen=reader.optional("HEALTH_LISTEN", values.address),
         metrics_listen=reader.optional("METRICS_LISTEN", values.address),
         jwks_file=reader.optional_path("JWKS_FILE"),
@@ -164,6 +171,7 @@ def read_config(environment: Mapping[str, str] | None = None) -> Config:
         log_format=reader.log_format(),
     )
     reader.check_together(config)
+    reader.check_workers(config)
     reader.finish()
     return config
 
@@ -308,6 +316,14 @@ class _Reader:
         if text not in {"text", "json"}:
             self._faults.append(f"LOG_FORMAT must be text or json, not {text!r}")
         return "json" if text == "json" else "text"
+
+    def check_workers(self, config: Config) -> None:
+        if config.workers in (1, _UNREADABLE) or config.mode.answers_agents:
+            return
+        self._faults.append(
+            f"CA_WORKERS={config.workers} is for modes that answer agents, "
+            f"and BRIDGE_MODE={config.mode.value} does not"
+        )
 
     def check_together(self, config: Config) -> None:
         if config.mode.unwraps_key and config.key_mode is KeyMode.RESIDENT:

@@ -13,6 +13,13 @@ class BridgeError(Exception):
         self.hint = hint
 
 
+def error_in(raised: BaseException) -> BridgeError | None:
+    """Return the one of our errors that this is, or that ended its task group."""
+    if isinstance(raised, BaseExceptionGroup):
+        return next(filter(None, map(error_in, raised.exceptions)), None)
+    return raised if isinstance(raised, BridgeError) else None
+
+
 class ConfigError(BridgeError):
     """The process was started with settings that cannot work; mend them and start again."""
 

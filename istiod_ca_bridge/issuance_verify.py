@@ -8,12 +8,30 @@ from cryptography import x509
 from istiod_ca_bridge.der import MALFORMED
 from istiod_ca_bridge.errors import ConfigError, TamperedLogError
 from istiod_ca_bridge.issuance_chain import MAX_LINE_BYTES, Findings, Verifier, parsed
+from istiod_ca_bridge.issuance_chain_name import worker_of
 from istiod_ca_bridge.issuance_file import LOCK
 from istiod_ca_bridge.signer import key_der
 
 
+def verify_each(files: Iterable[Path], ca: Path | None) -> dict[int, Findings]:
+    """Return what the files hold, by the worker that wrote them: each has a chain of its own.
+
+    Two that begin with the same line are TamperedLogError: one stands in for the other.
+    """
+    chains: dict[int, list[Path]] = {}
+    for path in _logs(files):
+        chains.setdefault(worker_of(path), []).append(path)
+    heads: dict[bytes, Path] = {}
+    for paths in chains.values():
+        oldest = min(paths, key=_first)
+        head = next(iter(_lines(oldest)), b"")
+        if heads.setdefault(head, oldest) != oldest:
+            raise TamperedLogError(f"{oldest}:1: it is the log of another worker: {heads[head]}")
+    return {worker: verify(paths, ca) for worker, paths in sorted(chains.items())}
+
+
 def verify(files: Iterable[Path], ca: Path | None) -> Findings:
-    """Return what the files hold, in whatever order they are named.
+    """Return what the files of one log hold, in whatever order they are named.
 
     `ca`: certificates whose keys may sign checkpoints. TamperedLogError names the first fault.
     """

@@ -8,7 +8,7 @@ from typing import Any
 from kubernetes import client
 
 from istiod_ca_bridge.kube_client import FAILURES, TIMEOUT_SECONDS, Cluster, unavailable
-from istiod_ca_bridge.replica_report import KEY_PREFIX, ReplicaReport, parse_report
+from istiod_ca_bridge.replica_report import KEY_PREFIX, ReplicaReport, parse_report, pod_of
 from istiod_ca_bridge.status_record import (
     CONDITIONS_KEY,
     STATUS_CONFIG_MAP,
@@ -90,7 +90,7 @@ class KubernetesStatus:
             for key, text in sorted((await self._held()).items())
             if key.startswith(KEY_PREFIX)
         ]
-        return tuple([it for it in reports if await self._has_pod(it.replica)])
+        return tuple([it for it in reports if await self._has_pod(pod_of(it.replica))])
 
     async def messages(self) -> dict[str, str]:
         """Return the message of each condition that the leader told, by its type."""

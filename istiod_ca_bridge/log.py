@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Literal
@@ -17,8 +18,9 @@ Value = str | int | float | bool | datetime
 class EventLog:
     """Names events and their facts; a value is cut and quoted, never interpreted."""
 
-    def __init__(self, logger: logging.Logger) -> None:
+    def __init__(self, logger: logging.Logger, always: Mapping[str, Value] | None = None) -> None:
         self._logger = logger
+        self._always = dict(always or {})
 
     def debug(self, event: str, **facts: Value) -> None:
         """Log what only helps to find a fault."""
@@ -41,20 +43,27 @@ class EventLog:
             # Not `log`, which looks for the caller's file and line: no event tells it.
             self._logger.handle(
                 self._logger.makeRecord(
-                    self._logger.name, level, "", 0, event, (), None, extra={"facts": facts}
+                    self._logger.name,
+                    level,
+                    "",
+                    0,
+                    event,
+                    (),
+                    None,
+                    extra={"facts": facts | self._always},
                 )
             )
 
 
-def event_log(style: Literal["text", "json"]) -> EventLog:
-    """Return the process's log, set up to write to stderr."""
+def event_log(style: Literal["text", "json"], worker: int = 0) -> EventLog:
+    """Return the process's log, set up to write to stderr; each line names its worker, if any."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if style == "json" else _TextFormatter())
     logger = logging.getLogger("istiod_ca_bridge")
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO)
-    return EventLog(logger)
+    return EventLog(logger, {"worker": worker} if worker else None)
 
 
 class _TextFormatter(logging.Formatter):

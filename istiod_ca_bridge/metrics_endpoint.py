@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
 
 from istiod_ca_bridge.errors import BridgeError
@@ -18,7 +18,7 @@ _AT_ONCE = 16
 
 @contextlib.asynccontextmanager
 async def metrics_endpoint(
-    address: Address | None, exposition: Callable[[], bytes]
+    address: Address | None, exposition: Callable[[], Awaitable[bytes]]
 ) -> AsyncIterator[None]:
     """Serve the figures; without an address, nobody can ask."""
     if address is None:
@@ -32,7 +32,7 @@ async def metrics_endpoint(
         ):
             async with asyncio.timeout(_SECONDS), places:
                 head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(_response(head, exposition))
+                writer.write(await _response(head, exposition))
                 await writer.drain()
         writer.close()
         try:
@@ -55,7 +55,7 @@ async def metrics_endpoint(
         server.close()
 
 
-def _response(head: bytes, exposition: Callable[[], bytes]) -> bytes:
+async def _response(head: bytes, exposition: Callable[[], Awaitable[bytes]]) -> bytes:
     method, _, rest = head.split(b"\r\n", 1)[0].decode("latin-1").partition(" ")
     path = rest.partition(" ")[0].partition("?")[0]
     status = (
@@ -65,7 +65,7 @@ def _response(head: bytes, exposition: Callable[[], bytes]) -> bytes:
         if path == _PATH
         else HTTPStatus.NOT_FOUND
     )
-    body = exposition() if status is HTTPStatus.OK else b""
+    body = await exposition() if status is HTTPStatus.OK else b""
     lines = (
         f"HTTP/1.1 {status.value} {status.phrase}",
         f"Content-Type: {CONTENT_TYPE}",

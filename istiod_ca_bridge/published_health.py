@@ -14,6 +14,7 @@ class PublishedHealth:
         self.servicer = health.aio.HealthServicer()
         self._metrics = metrics
         self._is_leaving = False
+        self._serving = False
 
     async def publish(self, serving: bool) -> None:  # noqa: FBT001 - the callback's one fact
         """Say so from now on."""
@@ -23,9 +24,14 @@ class PublishedHealth:
             if serving
             else health_pb2.HealthCheckResponse.NOT_SERVING
         )
+        self._serving = serving
         self._metrics.ready.set(serving)
         for service in ("", CA_SERVICE):
             await self.servicer.set(service, status)
+
+    def serving(self) -> bool:
+        """Return what is published."""
+        return self._serving
 
     async def leave(self) -> None:
         """Say that it does not serve, whatever is published later."""

@@ -1,6 +1,7 @@
 """What each replica says that it serves: a fact that a rotation waits for."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ from cryptography.hazmat.primitives import hashes
 
 from istiod_ca_bridge.chain import CaChain
 
+_WORKER = re.compile(r"(.+)_[0-9]+")
 KEY_PREFIX = "replica."
 HEARD_WITHIN = timedelta(minutes=2)
 """Reports come every 20 seconds; what is older is of a replica that is cut off, or gone."""
@@ -29,6 +31,17 @@ class ReplicaReport:
         return json.dumps(
             {"ca": self.ca, "roots": sorted(self.roots), "at": f"{self.at.astimezone(UTC):%FT%TZ}"}
         )
+
+
+def replica_name(pod: str, worker: int) -> str:
+    """Return what a process is called among the replicas; no pod's name has an underscore."""
+    return f"{pod}_{worker}" if worker else pod
+
+
+def pod_of(replica: str) -> str:
+    """Return the pod of a replica."""
+    worker = _WORKER.fullmatch(replica)
+    return worker[1] if worker else replica
 
 
 def report_of(replica: str, chain: CaChain, now: datetime) -> ReplicaReport:

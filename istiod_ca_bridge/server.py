@@ -38,6 +38,7 @@ from istiod_ca_bridge.published_health import PublishedHealth
 from istiod_ca_bridge.readiness import Readiness
 from istiod_ca_bridge.root_cert import CRL
 from istiod_ca_bridge.root_publisher import RootPublisher, crl_publisher
+from istiod_ca_bridge.served_place import ServedPlace
 from istiod_ca_bridge.tls_front import FrontLimits, TlsFront, bind
 from istiod_ca_bridge.tls_serving import TlsServing
 from istiod_ca_bridge.tokens import remote_clusters, token_authenticator
@@ -48,12 +49,17 @@ _SIGN_AT_ONCE = 128
 
 
 async def serve(
-    config: Config, clock: Callable[[], datetime], log: EventLog, stop: asyncio.Event
+    config: Config,
+    clock: Callable[[], datetime],
+    log: EventLog,
+    stop: asyncio.Event,
+    place: ServedPlace | None = None,
 ) -> None:
     """Serve until `stop` is set, then drain; raises a BridgeError when only a person can help."""
+    place = place or ServedPlace(lambda: bind(config.listen.host, config.listen.port))
     with private_folder() as folder:
         async with HsmPlugin(config.plugin_socket) as keys:
-            await _Process(config, clock, log, keys, folder).run(stop)
+            await _Process(config, clock, log, keys, folder, place).run(stop)
 
 
 class _StopRequestedError(Exception):
@@ -68,13 +74,19 @@ class _Process:
         log: EventLog,
         keys: HsmPlugin,
         folder: Path,
+        place: ServedPlace,
     ) -> None:
         self._config = config
+        self._place = place
         self._clock = clock
         self._log = log
         self._upstream = folder / "grpc"
         self._front = TlsFront(
-            self._upstream, folder, log, FrontLimits(connections=config.max_connections)
+            self._upstream,
+            folder,
+            log,
+            FrontLimits(connections=config.max_connections),
+            place.accept,
         )
         self._metrics = Metrics()
         self._health = PublishedHealth(self._metrics)
@@ -159,10 +171,11 @@ class _Process:
             self._plug_in.prepare()
         await self._health.publish(serving=False)
         async with (
+            self._place.answering(self._health.serving, self._metrics.exposition),
             self._log_running(),
             self._ca_api() as (server, listener),
             health_server(self._health.servicer, self._config.health_listen),
-            metrics_endpoint(self._config.metrics_listen, self._metrics.exposition),
+            metrics_endpoint(self._config.metrics_listen, self._exposition),
         ):
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -187,6 +200,9 @@ class _Process:
                 if self._plug_in is not None:
                     self._plug_in.close()
         self._log.info("bridge.stopped")
+
+    async def _exposition(self) -> bytes:
+        return self._metrics.exposition()
 
     async def _until(self, stop: asyncio.Event) -> None:
         """Return never: raise some time after the stop was asked for.
@@ -292,7 +308,7 @@ class _Process:
         if not self._config.mode.answers_agents:
             yield None, None
             return
-        listener = bind(self._config.listen.host, self._config.listen.port)
+        listener = self._place.listener()
         async with ca_server(self._service(), self._health.servicer, self._upstream) as server:
             yield server, listener
 

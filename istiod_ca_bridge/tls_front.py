@@ -15,11 +15,13 @@ import socket
 import ssl
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from istiod_ca_bridge.errors import BridgeError
 from istiod_ca_bridge.log import EventLog
+from istiod_ca_bridge.served_place import Accept
 from istiod_ca_bridge.tls_pipe import TlsPipe, handshake
 
 _BACKLOG = 1024
@@ -57,12 +59,18 @@ class TlsFront:
     """Accepts TLS connections and pipes them to a Unix socket, each under a name of its own."""
 
     def __init__(
-        self, upstream: Path, folder: Path, log: EventLog, limits: FrontLimits | None = None
+        self,
+        upstream: Path,
+        folder: Path,
+        log: EventLog,
+        limits: FrontLimits | None = None,
+        accept: Accept | None = None,
     ) -> None:
         self._upstream = str(upstream)
         self._folder = folder
         self._log = log
         self._limits = limits or FrontLimits()
+        self._accept = accept or _accept
         self._context: ssl.SSLContext | None = None
         self._rechecks = 0
         """How often roots were taken away."""
@@ -100,14 +108,13 @@ class TlsFront:
 
     async def serve(self, listener: socket.socket) -> None:
         """Accept until cancelled; connections that are open stay so until `close`."""
-        loop = asyncio.get_running_loop()
         listener.listen(_BACKLOG)
         listener.settimeout(0)
         try:
             async with asyncio.TaskGroup() as tasks:
                 while True:
                     try:
-                        accepted, _ = await loop.sock_accept(listener)
+                        accepted = await self._accept(listener, lambda: self.connections)
                     except OSError as error:
                         if error.errno in _OUT_OF_DESCRIPTORS:
                             self._refuse("out of descriptors or memory")
@@ -232,6 +239,11 @@ class _Connection:
     """When the client last sent something, on the monotonic clock."""
 
 
+async def _accept(listener: socket.socket, _connections: Callable[[], int]) -> socket.socket:
+    accepted, _ = await asyncio.get_running_loop().sock_accept(listener)
+    return accepted
+
+
 def _tls(accepted: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
     accepted.settimeout(0)
     accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -255,3 +267,8 @@ def bind(host: str, port: int) -> socket.socket:
             hint="look at CA_LISTEN; is another process there?",
         ) from error
     return bound
+
+
+def inherited(descriptor: int) -> socket.socket:
+    """Return a socket that another process has bound, and that others listen on, too."""
+    return socket.socket(fileno=descriptor)

@@ -48,6 +48,7 @@ DOMAIN = {
             "replica_report",
         ),
         *("mode", "observed", "signing_request", "frame_ends"),
+        *("worker_messages", "worker_figures"),
     },
     "istio_hsm_installer": {
         *("errors", "durations", "documents", "objects", "differences"),
@@ -59,7 +60,8 @@ DOMAIN = {
 
 EDGES = {
     *("cli", "client", "key_commands", "server", "service", "daemon", "agent"),
-    *("csr_signer", "grpc_servers", "mode_wiring", "root_publisher"),
+    *("csr_signer", "grpc_servers", "mode_wiring", "root_publisher", "worker_pool"),
+    "cluster_commands",
     *("edge", "servicers", "kubernetes_servicers", "audit_command"),
     *("doctor_command", "bench_command", "examinations"),
 }

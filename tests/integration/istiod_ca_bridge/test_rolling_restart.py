@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 import grpc
+import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from istio_hsm_proto import istio_ca_pb2 as ca
@@ -149,7 +150,7 @@ def kill(replicas: list[harness.Bridge]) -> None:
         bridge.kill()
 
 
-def rolled_out(mesh: Mesh, folder: Path, delay: str) -> Load:
+def rolled_out(mesh: Mesh, folder: Path, delay: str, workers: int = 1) -> Load:
     """Return what two replicas' clients saw of a rolling restart."""
     tokens = harness.token_issuer()
     store = folder / "store"
@@ -158,6 +159,7 @@ def rolled_out(mesh: Mesh, folder: Path, delay: str) -> Load:
         "BRIDGE_STORE_DIR": str(store),
         "CA_KEY_ALGORITHM": "ecdsa-p256",
         "DRAIN_DELAY": delay,
+        "CA_WORKERS": str(workers),
         "DRAIN_DURATION": "10s",
     }
     replicas: list[harness.Bridge] = []
@@ -183,10 +185,11 @@ def rolled_out(mesh: Mesh, folder: Path, delay: str) -> Load:
         return load
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 def test_in_a_rolling_restart_no_call_fails_on_a_kept_connection_or_a_new_one(
-    mesh: Mesh, tmp_path: Path
+    mesh: Mesh, tmp_path: Path, workers: int
 ) -> None:
-    load = rolled_out(mesh, tmp_path, delay="2s")
+    load = rolled_out(mesh, tmp_path, delay="2s", workers=workers)
 
     assert load.failed == []
     assert load.issued > 50

@@ -17,7 +17,11 @@ async def test_a_client_that_does_not_read_its_answer_is_hung_up_on(
     monkeypatch.setattr(endpoint, "_SECONDS", 0.05)
     monkeypatch.setattr(endpoint, "_CLOSE_SECONDS", 0.05)
     size, port = 32 << 20, free_port()  # more than the kernel keeps for it
-    async with endpoint.metrics_endpoint(Address("127.0.0.1", port), lambda: bytes(size)):
+
+    async def figures() -> bytes:
+        return bytes(size)
+
+    async with endpoint.metrics_endpoint(Address("127.0.0.1", port), figures):
         deaf = socket.create_connection(("127.0.0.1", port))
         deaf.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
         await asyncio.sleep(0.3)
