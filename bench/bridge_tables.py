@@ -20,6 +20,8 @@ def tables(results: Mapping[str, Any]) -> Iterable[str]:
         yield from _rates(results["ca"], cores)
     if "ca_replicas" in results:
         yield from _side_by_side(results["ca_replicas"])
+    if "ca_workers" in results:
+        yield from _by_workers(results["ca_workers"])
     if "ca_steps" in results:
         yield from _steps(results["ca_steps"])
     if "raw" in results:
@@ -63,6 +65,21 @@ def _side_by_side(found: dict[str, dict[str, float]]) -> Iterable[str]:
         "One bridge, and two side by side on the same cores and plugin, by client certificate: "
         f"{'; '.join(said)}."
     )
+    yield ""
+
+
+def _by_workers(found: dict[str, dict[str, dict[str, float]]]) -> Iterable[str]:
+    yield (
+        "| CA key, by client certificate over 8 connections | `CA_WORKERS=1` | p99 | bridge "
+        "| `CA_WORKERS=2` | p99 | bridge |"
+    )
+    yield "|---|---|---|---|---|---|---|"
+    for algorithm, by_count in found.items():
+        cells = (
+            f"{it['per_second']}/s | {it['p99_ms']} ms | {it['bridge_us']} µs"
+            for it in by_count.values()
+        )
+        yield f"| {algorithm} | {' | '.join(cells)} |"
     yield ""
 
 

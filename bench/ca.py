@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from bench.cost import cpu_seconds
 from bench.h2load import Call, load
-from bench.load import median_of
+from bench.load import Load, median_of
 from istio_hsm_proto import istio_ca_pb2 as ca
 from tests.integration.istiod_ca_bridge import harness
+from tests.integration.istiod_ca_bridge.worker_processes import await_workers
 from tests.support import pki, softhsm
 from tests.support.plugin import Plugin, running
 
@@ -27,6 +28,7 @@ RUNS = 3
 SECONDS = 3.0
 CONCURRENCIES = (8, 16, 64)
 BUSIEST = CONCURRENCIES[-1]
+CONNECTIONS = 8
 ALGORITHMS = ("rsa-2048", "ecdsa-p256")
 _METHOD = (
     f"/{ca.DESCRIPTOR.services_by_name['IstioCertificateService'].full_name}/CreateCertificate"
@@ -66,6 +68,45 @@ def side_by_side(folder: Path) -> dict[str, dict[str, float]]:
     For each algorithm; `BUSIEST` calls at once in all.
     """
     return {algorithm: _side_by_side(folder / algorithm, algorithm) for algorithm in ALGORITHMS}
+
+
+def by_workers(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Return certificates a second by client certificate of one bridge, by its CA_WORKERS.
+
+    For each algorithm; `BUSIEST` calls at once over `CONNECTIONS` connections. `bridge_us`: the
+    processor time of all the bridge's processes for a certificate, in microseconds.
+    """
+    return {algorithm: _by_workers(folder / algorithm, algorithm) for algorithm in ALGORITHMS}
+
+
+def _by_workers(folder: Path, algorithm: str) -> dict[str, dict[str, float]]:
+    found: dict[int, list[tuple[Load, float]]] = {1: [], 2: []}
+    with _plugin(folder) as plugin, ExitStack() as sites:
+        root = _imported_root(plugin)
+        several = {
+            count: sites.enter_context(
+                _site(folder / str(count), plugin, root, algorithm, {"CA_WORKERS": str(count)})
+            )
+            for count in found
+        }
+        await_workers(several[2].bridge, 2)
+        for _ in range(RUNS):
+            for count, site in several.items():
+                before = cpu_seconds(site.bridge.process.pid)
+                target, call = site.ways["certificate"]
+                run = load(
+                    target, call, concurrent=BUSIEST, seconds=SECONDS, connections=CONNECTIONS
+                )
+                spent = cpu_seconds(site.bridge.process.pid) - before
+                found[count].append((run, spent / (run.per_second * SECONDS)))
+    return {
+        str(count): {
+            "per_second": round(median_of([run for run, _ in runs]).per_second),
+            "p99_ms": round(median_of([run for run, _ in runs]).p99_ms, 1),
+            "bridge_us": round(statistics.median(cost for _, cost in runs) * 1e6),
+        }
+        for count, runs in found.items()
+    }
 
 
 def _side_by_side(folder: Path, algorithm: str) -> dict[str, float]:
@@ -114,7 +155,13 @@ def _imported_root(plugin: Plugin) -> pki.Issued:
 
 
 @contextmanager
-def _site(folder: Path, plugin: Plugin, root: pki.Issued, algorithm: str) -> Iterator[_Site]:
+def _site(
+    folder: Path,
+    plugin: Plugin,
+    root: pki.Issued,
+    algorithm: str,
+    further: Mapping[str, str] | None = None,
+) -> Iterator[_Site]:
     """Yield a bridge that serves, and the ways to it."""
     folder.mkdir()
     tokens = harness.token_issuer()
@@ -123,7 +170,7 @@ def _site(folder: Path, plugin: Plugin, root: pki.Issued, algorithm: str) -> Ite
         "JWKS_FILE": str(folder / "jwks.json"),
         "TOKEN_ISSUER": harness.ISSUER,
         "CA_KEY_ALGORITHM": algorithm,
-    }
+    } | dict(further or {})
     with harness.running_bridge(folder, plugin.socket, settings) as bridge:
         harness.bring_to_serving(bridge, plugin, root)
         token = tokens.token()
