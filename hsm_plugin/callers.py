@@ -6,7 +6,7 @@ the call's peer. Only the front knows the tag in it and only the front can reach
 a name with the tag is true, and one without it is a stranger's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -67,6 +67,10 @@ class Callers:
             return self.of(peer).fields()
         except StrangerError:
             return _STRANGER
+
+    def behind(self, peer: Callable[[], str]) -> Caller:
+        """Return who is behind the name that `peer` tells; without a front it is not asked."""
+        return self.of(peer()) if self._prefix else ANYONE
 
     def of(self, peer: str) -> Caller:
         """Return who is behind a peer name of gRPC; StrangerError for one not of the front."""

@@ -73,7 +73,8 @@ class Edge(Generic[_Api]):
         code, refused = grpc.StatusCode.OK, None
         try:
             self._witness.check()
-            response = await self._called(context, call, request, lane)
+            token = self._bound(context, lane)
+            response = await call(self._api(token), request)
         except HsmPluginError as error:
             code, refused = status_of(error), error
             event(
@@ -107,19 +108,14 @@ class Edge(Generic[_Api]):
             await context.abort(code, details_of(refused), metadata_of(refused))
         return cast("_Response", response)
 
-    async def _called(
-        self,
-        context: grpc.aio.ServicerContext[_Request, _Response],
-        call: Callable[[_Api, _Request], Awaitable[_Response]],
-        request: _Request,
-        lane: bytes,
-    ) -> _Response:
+    def _bound(
+        self, context: grpc.aio.ServicerContext[_Request, _Response], lane: bytes
+    ) -> AsyncKeyStore:
         left = cast("float | None", context.time_remaining())  # None without a deadline
         seconds = _MAX_SECONDS if left is None else min(left, _MAX_SECONDS)
-        caller = self._callers.of(context.peer())
+        caller = self._callers.behind(context.peer)
         _check_time_left(seconds)
-        token = self._token.bound(Lane(lane, caller.client), time.monotonic() + seconds)
-        return await call(self._api(token), request)
+        return self._token.bound(Lane(lane, caller.client), time.monotonic() + seconds)
 
 
 def _check_time_left(seconds: float) -> None:

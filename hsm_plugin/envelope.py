@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -37,8 +38,7 @@ _REMEMBERED_HEADERS = 512
 _KID = re.compile(r"[0-9a-f]{1,128}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class CompactJwe:
+class CompactJwe(NamedTuple):
     """The parts of a compact JWE, its algorithms not looked at yet."""
 
     header: Mapping[str, object]
@@ -50,8 +50,7 @@ class CompactJwe:
     tag: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Jwe:
+class Jwe(NamedTuple):
     """A parsed compact JWE of alg "dir", enc "A256GCM"."""
 
     kid: str
@@ -111,8 +110,7 @@ class Dek:
         protected = protected_header(self.kid, context)
         iv = os.urandom(DEK_IV_BYTES)
         output = self._usable_cipher().encrypt(iv, plaintext, protected)
-        sealed = Sealed(iv=iv, ciphertext=output[:-TAG_BYTES], tag=output[-TAG_BYTES:])
-        return serialize(protected, sealed)
+        return _compact(protected, iv, output[:-TAG_BYTES], output[-TAG_BYTES:])
 
     def decrypt(self, blob: bytes, context: bytes = b"") -> bytes:
         """Return the plaintext; RejectedBlobError for another key or context, or a changed blob."""
@@ -161,8 +159,12 @@ _remembered_protected_header = lru_cache(_REMEMBERED_HEADERS)(_protected_header)
 
 def serialize(protected: bytes, sealed: Sealed) -> bytes:
     """Return the compact form (RFC 7516, section 7.1) with an empty encrypted key."""
-    parts = (protected, b"", encode(sealed.iv), encode(sealed.ciphertext), encode(sealed.tag))
-    return b".".join(parts)
+    return _compact(protected, sealed.iv, sealed.ciphertext, sealed.tag)
+
+
+def _compact(protected: bytes, iv: bytes, ciphertext: bytes, tag: bytes) -> bytes:
+    parts = (binascii.b2a_base64(part, newline=False) for part in (iv, ciphertext, tag))
+    return b"%b..%b" % (protected, b".".join(parts).translate(_TO_URL, b"="))
 
 
 def parse(blob: bytes, name: str) -> Jwe:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from hsm_plugin.errors import BadRequestError
 
@@ -163,8 +163,7 @@ class InspectedKey:
     local: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Sealed:
+class Sealed(NamedTuple):
     """The parts of an authenticated encryption (NIST SP 800-38D for AES-GCM)."""
 
     iv: bytes

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from hsm_plugin.audit_chain import Head
 from hsm_plugin.callers import Callers
@@ -146,5 +147,8 @@ def build(
         kms_v1_grpc.add_KeyManagementServiceServicer_to_server(KubernetesV1Servicer(edge), strict)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, strict)
     names = (*services(apis), health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
+    # Not by enable_server_reflection: it registers its method with the server itself, whose
+    # accepting of every call then waits for two things instead of one.
+    add_reflection: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+    add_reflection(reflection.aio.ReflectionServicer(names), strict)
     return server

@@ -97,33 +97,34 @@ class KeyManagement:
 
     async def load_skey(self, request: pb.LoadSKeyRequest) -> pb.LoadSKeyResponse:
         """Answer the private key in the clear."""
-        dek = await self._dek(request.kek_kid, request.encrypted_dek_blob)
+        kek_id, blob = request.kek_kid, request.encrypted_dek_blob
+        dek = self._memory.dek(kek_id, blob) or await self._dek(kek_id, blob)
         return pb.LoadSKeyResponse(plaintext_skey=dek.decrypt(request.encrypted_skey_blob))
 
     async def authenticated_encrypt(
         self, request: pb.AuthenticatedEncryptRequest
     ) -> pb.AuthenticatedEncryptResponse:
         """Answer the plaintext encrypted under the DEK, bound to the aad."""
-        _checked_aad(request.aad)
-        if len(request.plaintext) > MAX_BLOB_BYTES // 2:
+        aad, plaintext = request.aad, request.plaintext
+        _checked_aad(aad)
+        if len(plaintext) > MAX_BLOB_BYTES // 2:
             raise BadRequestError(
-                f"the plaintext has {len(request.plaintext)} bytes",
+                f"the plaintext has {len(plaintext)} bytes",
                 hint=f"at most {MAX_BLOB_BYTES // 2} are encrypted in one call",
             )
-        dek = await self._dek(request.kek_kid, request.encrypted_dek_blob)
-        return pb.AuthenticatedEncryptResponse(
-            ciphertext=dek.encrypt(request.plaintext, request.aad)
-        )
+        kek_id, blob = request.kek_kid, request.encrypted_dek_blob
+        dek = self._memory.dek(kek_id, blob) or await self._dek(kek_id, blob)
+        return pb.AuthenticatedEncryptResponse(ciphertext=dek.encrypt(plaintext, aad))
 
     async def authenticated_decrypt(
         self, request: pb.AuthenticatedDecryptRequest
     ) -> pb.AuthenticatedDecryptResponse:
         """Answer the plaintext of AuthenticatedEncrypt."""
-        _checked_aad(request.aad)
-        dek = await self._dek(request.kek_kid, request.encrypted_dek_blob)
-        return pb.AuthenticatedDecryptResponse(
-            plaintext=dek.decrypt(request.ciphertext, request.aad)
-        )
+        aad = request.aad
+        _checked_aad(aad)
+        kek_id, blob = request.kek_kid, request.encrypted_dek_blob
+        dek = self._memory.dek(kek_id, blob) or await self._dek(kek_id, blob)
+        return pb.AuthenticatedDecryptResponse(plaintext=dek.decrypt(request.ciphertext, aad))
 
     async def import_ca_cert(self, request: pb.ImportCACertRequest) -> pb.ImportCACertResponse:
         """Store a root certificate in the token, under its SHA-256 when no id is given."""

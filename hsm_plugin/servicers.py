@@ -1,5 +1,7 @@
 """The methods of the plugin's own services: each names its lane and goes through the edge."""
 
+from collections.abc import Awaitable
+
 import grpc
 
 from hsm_plugin.control_service import Control
@@ -56,14 +58,12 @@ class KeyManagementServicer(kms_grpc.KeyManagementServiceServicer):
         self._log_kek(request.kek_kid)
         return response
 
-    async def GenerateSKey(
+    def GenerateSKey(
         self,
         request: kms.GenerateSKeyRequest,
         context: grpc.aio.ServicerContext[kms.GenerateSKeyRequest, kms.GenerateSKeyResponse],
-    ) -> kms.GenerateSKeyResponse:
-        return await self._edge.answer(
-            context, KeyManagement.generate_skey, request, request.kek_kid
-        )
+    ) -> Awaitable[kms.GenerateSKeyResponse]:
+        return self._edge.answer(context, KeyManagement.generate_skey, request, request.kek_kid)
 
     async def LoadSKey(
         self,
@@ -76,43 +76,41 @@ class KeyManagementServicer(kms_grpc.KeyManagementServiceServicer):
         self._log_kek(request.kek_kid)
         return response
 
-    async def AuthenticatedEncrypt(
+    def AuthenticatedEncrypt(
         self,
         request: kms.AuthenticatedEncryptRequest,
         context: grpc.aio.ServicerContext[
             kms.AuthenticatedEncryptRequest, kms.AuthenticatedEncryptResponse
         ],
-    ) -> kms.AuthenticatedEncryptResponse:
-        return await self._edge.answer(
+    ) -> Awaitable[kms.AuthenticatedEncryptResponse]:
+        return self._edge.answer(
             context, KeyManagement.authenticated_encrypt, request, request.kek_kid
         )
 
-    async def AuthenticatedDecrypt(
+    def AuthenticatedDecrypt(
         self,
         request: kms.AuthenticatedDecryptRequest,
         context: grpc.aio.ServicerContext[
             kms.AuthenticatedDecryptRequest, kms.AuthenticatedDecryptResponse
         ],
-    ) -> kms.AuthenticatedDecryptResponse:
-        return await self._edge.answer(
+    ) -> Awaitable[kms.AuthenticatedDecryptResponse]:
+        return self._edge.answer(
             context, KeyManagement.authenticated_decrypt, request, request.kek_kid
         )
 
-    async def ImportCACert(
+    def ImportCACert(
         self,
         request: kms.ImportCACertRequest,
         context: grpc.aio.ServicerContext[kms.ImportCACertRequest, kms.ImportCACertResponse],
-    ) -> kms.ImportCACertResponse:
-        return await self._edge.answer(context, KeyManagement.import_ca_cert, request, _ROOTS_LANE)
+    ) -> Awaitable[kms.ImportCACertResponse]:
+        return self._edge.answer(context, KeyManagement.import_ca_cert, request, _ROOTS_LANE)
 
-    async def VerifyCertChain(
+    def VerifyCertChain(
         self,
         request: kms.VerifyCertChainRequest,
         context: grpc.aio.ServicerContext[kms.VerifyCertChainRequest, kms.VerifyCertChainResponse],
-    ) -> kms.VerifyCertChainResponse:
-        return await self._edge.answer(
-            context, KeyManagement.verify_cert_chain, request, _ROOTS_LANE
-        )
+    ) -> Awaitable[kms.VerifyCertChainResponse]:
+        return self._edge.answer(context, KeyManagement.verify_cert_chain, request, _ROOTS_LANE)
 
     def _log_kek(self, kek_id: bytes) -> None:
         """Log a KEK at its first use, as the reference does and operators look for."""
@@ -127,46 +125,44 @@ class SigningServicer(signing_grpc.SigningServiceServicer):
     def __init__(self, edge: Edge[Signing]) -> None:
         self._edge = edge
 
-    async def GenerateSigningKey(
+    def GenerateSigningKey(
         self,
         request: signing.GenerateSigningKeyRequest,
         context: grpc.aio.ServicerContext[
             signing.GenerateSigningKeyRequest, signing.GenerateSigningKeyResponse
         ],
-    ) -> signing.GenerateSigningKeyResponse:
-        return await self._edge.answer(
-            context, Signing.generate_signing_key, request, request.key_id
-        )
+    ) -> Awaitable[signing.GenerateSigningKeyResponse]:
+        return self._edge.answer(context, Signing.generate_signing_key, request, request.key_id)
 
-    async def GetPublicKey(
+    def GetPublicKey(
         self,
         request: signing.GetPublicKeyRequest,
         context: grpc.aio.ServicerContext[
             signing.GetPublicKeyRequest, signing.GetPublicKeyResponse
         ],
-    ) -> signing.GetPublicKeyResponse:
-        return await self._edge.answer(context, Signing.get_public_key, request, request.key_id)
+    ) -> Awaitable[signing.GetPublicKeyResponse]:
+        return self._edge.answer(context, Signing.get_public_key, request, request.key_id)
 
-    async def Sign(
+    def Sign(
         self,
         request: signing.SignRequest,
         context: grpc.aio.ServicerContext[signing.SignRequest, signing.SignResponse],
-    ) -> signing.SignResponse:
-        return await self._edge.answer(context, Signing.sign, request, request.key_id)
+    ) -> Awaitable[signing.SignResponse]:
+        return self._edge.answer(context, Signing.sign, request, request.key_id)
 
-    async def SignBatch(
+    def SignBatch(
         self,
         request: signing.SignBatchRequest,
         context: grpc.aio.ServicerContext[signing.SignBatchRequest, signing.SignBatchResponse],
-    ) -> signing.SignBatchResponse:
-        return await self._edge.answer(context, Signing.sign_batch, request, request.key_id)
+    ) -> Awaitable[signing.SignBatchResponse]:
+        return self._edge.answer(context, Signing.sign_batch, request, request.key_id)
 
-    async def ListKeys(
+    def ListKeys(
         self,
         request: signing.ListKeysRequest,
         context: grpc.aio.ServicerContext[signing.ListKeysRequest, signing.ListKeysResponse],
-    ) -> signing.ListKeysResponse:
-        return await self._edge.answer(context, Signing.list_keys, request, _LIST_LANE)
+    ) -> Awaitable[signing.ListKeysResponse]:
+        return self._edge.answer(context, Signing.list_keys, request, _LIST_LANE)
 
     async def DestroyKey(
         self,
@@ -184,12 +180,12 @@ class InspectionServicer(inspection_grpc.InspectionServiceServicer):
     def __init__(self, edge: Edge[Inspection]) -> None:
         self._edge = edge
 
-    async def Inspect(
+    def Inspect(
         self,
         request: inspection.InspectRequest,
         context: grpc.aio.ServicerContext[inspection.InspectRequest, inspection.InspectResponse],
-    ) -> inspection.InspectResponse:
-        return await self._edge.answer(context, Inspection.inspect, request, _LIST_LANE)
+    ) -> Awaitable[inspection.InspectResponse]:
+        return self._edge.answer(context, Inspection.inspect, request, _LIST_LANE)
 
 
 class ControlServicer(control_grpc.ControlServiceServicer):
@@ -198,23 +194,23 @@ class ControlServicer(control_grpc.ControlServiceServicer):
     def __init__(self, edge: Edge[Control]) -> None:
         self._edge = edge
 
-    async def ReloadCredentials(
+    def ReloadCredentials(
         self,
         request: control.ReloadCredentialsRequest,
         context: grpc.aio.ServicerContext[
             control.ReloadCredentialsRequest, control.ReloadCredentialsResponse
         ],
-    ) -> control.ReloadCredentialsResponse:
-        return await self._edge.answer(context, Control.reload_credentials, request, _CONTROL_LANE)
+    ) -> Awaitable[control.ReloadCredentialsResponse]:
+        return self._edge.answer(context, Control.reload_credentials, request, _CONTROL_LANE)
 
-    async def TrialCredentials(
+    def TrialCredentials(
         self,
         request: control.TrialCredentialsRequest,
         context: grpc.aio.ServicerContext[
             control.TrialCredentialsRequest, control.TrialCredentialsResponse
         ],
-    ) -> control.TrialCredentialsResponse:
-        return await self._edge.answer(context, Control.trial_credentials, request, _CONTROL_LANE)
+    ) -> Awaitable[control.TrialCredentialsResponse]:
+        return self._edge.answer(context, Control.trial_credentials, request, _CONTROL_LANE)
 
 
 class RotationServicer(rotation_grpc.RotationServiceServicer):

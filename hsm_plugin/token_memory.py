@@ -19,6 +19,9 @@ MAX_DEKS = 1024
 ROOT_SECONDS = 10.0
 """Another plugin on the same token may import a root too."""
 MAX_CHAINS = 256
+_USUAL_BYTES = 1024
+
+_Name = tuple[bytes, bytes, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class TokenMemory:
         self._now = now
         self._max_deks = max_deks
         self._generation = 0
-        self._deks: OrderedDict[bytes, _Kept] = OrderedDict()
+        self._deks: OrderedDict[_Name, _Kept] = OrderedDict()
         self._roots: list[x509.Certificate] | None = None
         self._roots_expire_at = 0.0
         self._chains: dict[bytes, Validity] = {}
@@ -129,6 +132,8 @@ class TokenMemory:
         kept.dek.wipe()
 
 
-def _name(kek_id: bytes, blob: bytes) -> bytes:
-    """Return the SHA-256 of both; an id has no NUL, so no two pairs are written alike."""
-    return hashlib.sha256(kek_id + b"\0" + blob).digest()
+def _name(kek_id: bytes, blob: bytes) -> _Name:
+    """Return both as they are; a blob that is longer than usual by its SHA-256, marked as such."""
+    if len(blob) <= _USUAL_BYTES:
+        return kek_id, blob, False
+    return kek_id, hashlib.sha256(blob).digest(), True

@@ -1,5 +1,6 @@
 """What is remembered of the token lives for a bounded time, and not beyond its loss."""
 
+import hashlib
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -58,6 +59,14 @@ def test_a_dek_is_remembered_for_its_blob_and_its_kek_only(memory: TokenMemory) 
     assert memory.dek(b"kek", b"blub") is None
     assert memory.dek(b"kel", b"blob") is None
     assert memory.dek(b"kek\0b", b"lob") is None
+
+
+def test_a_long_blob_is_known_by_itself_and_not_by_its_digest(memory: TokenMemory) -> None:
+    blob = b"b" * 5000
+    dek = kept(memory, blob)
+    assert memory.dek(b"kek", blob) is dek
+    assert memory.dek(b"kek", blob + b"b") is None
+    assert memory.dek(b"kek", hashlib.sha256(blob).digest()) is None
 
 
 def test_a_dek_is_wiped_when_its_time_is_over(memory: TokenMemory, clock: Clock) -> None:
