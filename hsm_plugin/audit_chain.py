@@ -29,6 +29,8 @@ class Kind(Enum):
     START = "start"
     USE = "use"
     """A call: who, which key, what for, and what came of it."""
+    STOCK = "stock"
+    """DEKs that were made ahead, or that nobody got: see hsm_plugin.dek_supply."""
     CHECKPOINT = "checkpoint"
     LOST = "lost"
     """Entries that could not be written, and how many."""

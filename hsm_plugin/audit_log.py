@@ -20,6 +20,7 @@ from hsm_plugin.audit_file import AuditFile
 from hsm_plugin.errors import AuditFailedError, ConfigError
 from hsm_plugin.log import event
 
+_NEED_NOT_WAIT = frozenset({Kind.USE, Kind.STOCK})
 _MAX_WAITING = 16_384
 _MAX_BATCH = 1024
 _RETRY_SECONDS = 1.0
@@ -103,7 +104,7 @@ class AuditLog:
 
         With `drop` it is there at once.
         """
-        waits = self._settings.on_failure is OnFailure.REFUSE or kind is not Kind.USE
+        waits = self._settings.on_failure is OnFailure.REFUSE or kind not in _NEED_NOT_WAIT
         written: asyncio.Future[None] = self._loop.create_future()
         entry = _Waiting(kind, datetime.now(UTC), fields, written if waits else None)
         full = len(self._queue) + len(self._gathered) >= _MAX_WAITING

@@ -45,6 +45,13 @@ class BoundToken:
         iv, ciphertext, tag = await self._call(Operation.WRAP, kek_id, plaintext, aad, name)
         return Sealed(iv=iv, ciphertext=ciphertext, tag=tag, cipher=cipher)
 
+    async def make_deks(
+        self, kek_id: bytes, count: int, cipher: KekCipher = KekCipher.GCM
+    ) -> list[bytes]:
+        """Return up to so many new DEKs, at least one, each as a blob of the KEK."""
+        name = cipher.value.encode()
+        return await self._call(Operation.MAKE_DEKS, kek_id, str(count).encode(), name)
+
     async def unwrap(self, kek_id: bytes, sealed: Sealed, aad: bytes) -> bytes:
         """See KeyStore."""
         parts = (sealed.iv, sealed.ciphertext, sealed.tag, sealed.cipher.value.encode())

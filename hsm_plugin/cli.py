@@ -94,6 +94,7 @@ def _serve(options: argparse.Namespace) -> int:
                 key_label=options.p11_key_label,
                 hmac_label=options.p11_hmac_label,
                 gcm_iv=options.gcm_iv,
+                dek_stock=options.dek_stock,
                 metrics_listen=options.metrics_listen,
                 watched_certificates=options.watch_certificates,
                 audit=audit_options.settings_of(options),
@@ -249,6 +250,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=[entry.value for entry in GcmIv],
         default=env.get("P11_GCM_IV", GcmIv.AUTO.value),
         help="who makes the IV for aes-gcm; auto: the token where it refuses ours (P11_GCM_IV)",
+    )
+    server.add_argument(
+        "--dek-stock",
+        choices=config.ON_OFF,
+        default=env.get("HSM_PLUGIN_DEK_STOCK", config.ON),
+        help="make DEKs ahead for a KEK that is asked for again and again "
+        "(HSM_PLUGIN_DEK_STOCK; on)",
     )
     server.add_argument("--p11-pin", help=argparse.SUPPRESS)
     server.add_argument("--p11-slot", help=argparse.SUPPRESS)

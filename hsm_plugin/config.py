@@ -34,6 +34,9 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 DEFAULT_RETURN_SECONDS = 30.0
 
+ON = "on"
+ON_OFF = (ON, "off")
+
 _MAX_SOCKET_BYTES = 107
 """sun_path less its final NUL (unix(7))."""
 
@@ -69,6 +72,8 @@ class ServeConfig:
     """Of the KEKs and DEKs that are made; blobs of both ciphers are opened."""
     cbc_labels: CbcLabels
     gcm_iv: GcmIv
+    dek_stock: bool = True
+    """DEKs are made ahead for KEKs that are asked for again and again."""
     metrics_listen: HttpAddress | None = None
     """None: no HTTP."""
     watched_certificates: tuple[Path, ...] = ()
@@ -109,6 +114,7 @@ def serve_config(
     key_label: str = CBC_KEK_LABEL,
     hmac_label: str = CBC_MAC_LABEL,
     gcm_iv: str = GcmIv.AUTO.value,
+    dek_stock: str = ON,
     metrics_listen: str = "",
     watched_certificates: str = "",
     audit: AuditSettings | None = None,
@@ -147,7 +153,7 @@ def serve_config(
         faults.append("--return-after must be 500ms to 60m")
     faults += _token_faults(token_label)
     faults += _cipher_faults(algorithm, key_label, hmac_label) + _iv_faults(gcm_iv)
-    faults += _metrics_faults(metrics_listen)
+    faults += _stock_faults(dek_stock) + _metrics_faults(metrics_listen)
     if faults:
         raise ConfigError("; ".join(faults), hint="see `hsm-plugin serve --help`")
     return ServeConfig(
@@ -169,6 +175,7 @@ def serve_config(
         kek_cipher=KekCipher(algorithm),
         cbc_labels=CbcLabels(key_label, hmac_label),
         gcm_iv=GcmIv(gcm_iv),
+        dek_stock=dek_stock == ON,
         metrics_listen=_http_address(metrics_listen),
         audit=audit,
         watched_certificates=tuple(map(Path, filter(None, watched_certificates.split(":")))),
@@ -202,6 +209,11 @@ def _cipher_faults(algorithm: str, key_label: str, hmac_label: str) -> list[str]
 def _iv_faults(gcm_iv: str) -> list[str]:
     known = [entry.value for entry in GcmIv]
     return [] if gcm_iv in known else [f"--gcm-iv (P11_GCM_IV) must be {', '.join(known)}"]
+
+
+def _stock_faults(dek_stock: str) -> list[str]:
+    known = dek_stock in ON_OFF
+    return [] if known else [f"--dek-stock (HSM_PLUGIN_DEK_STOCK) must be {' or '.join(ON_OFF)}"]
 
 
 def _token_faults(tokens: str) -> list[str]:

@@ -3,9 +3,10 @@
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import grpc
 from grpc_health.v1 import health
 
 from hsm_plugin import auditing, listening, monitoring, server
@@ -14,9 +15,11 @@ from hsm_plugin.auditing import Auditing
 from hsm_plugin.config import ServeConfig
 from hsm_plugin.connection import Connection, TokenState
 from hsm_plugin.control_service import Control
+from hsm_plugin.dek_stock import DekStock
+from hsm_plugin.dek_supply import DekSupply
 from hsm_plugin.first_kek import FirstKek
 from hsm_plugin.log import event
-from hsm_plugin.metrics import Metrics, Present
+from hsm_plugin.metrics import Kept, Metrics, Present
 from hsm_plugin.rsa_keys import RsaKeys
 from hsm_plugin.server import Apis
 from hsm_plugin.serving_health import ServingHealth
@@ -35,8 +38,9 @@ _START_SECONDS = 60.0
 async def serve(config: ServeConfig) -> None:
     """Serve until SIGTERM or SIGINT, then drain and leave no socket behind."""
     stop = _stop_signal()
-    memory, metrics = TokenMemory(time.monotonic), Metrics()
-    token = _token_client(config, memory)
+    memory, metrics, stock = TokenMemory(time.monotonic), Metrics(), DekStock(time.monotonic)
+    forget = _forgetting(memory, stock)
+    token = _token_client(config, forget)
     health_servicer = health.aio.HealthServicer()
 
     async def on_change(state: TokenState) -> None:
@@ -50,6 +54,7 @@ async def serve(config: ServeConfig) -> None:
     front = listening.front_of(config)
     callers = listening.callers_of(config, front)
     witness = CallWitness(metrics.ended, callers.fields_of, config.kek_cipher)
+    supply = DekSupply(stock, token, config.kek_cipher, witness, is_on=config.dek_stock)
     connection = Connection(token, config.pin_file, on_change, config.return_seconds)
     apis = Apis(
         memory=memory,
@@ -60,6 +65,8 @@ async def serve(config: ServeConfig) -> None:
         kek_cipher=config.kek_cipher,
         witness=witness,
         audit_head=witness.head,
+        forget=forget,
+        supply=supply,
     )
     serving_health = ServingHealth(health_servicer, server.services(apis))
     grpc_server = server.build(token, apis, health_servicer)
@@ -78,18 +85,17 @@ async def serve(config: ServeConfig) -> None:
     if config.kek_id:
         aside.append(asyncio.create_task(_first_kek(config, token).run(usable)))
     try:
-        async with _monitored(config, metrics, token, memory, audit):
+        async with _monitored(config, metrics, token, Kept(memory, stock), audit):
             await asyncio.wait({connected, stopped}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         event("server.draining", "Draining: calls under way end, new ones are refused")
         tasks = (connected, stopped, *aside)
         for task in tasks:
             task.cancel()
-        await health_servicer.enter_graceful_shutdown()
-        await grpc_server.stop(config.drain_seconds)
+        await _end_calls(grpc_server, health_servicer, supply, config.drain_seconds)
         await asyncio.gather(*tasks, return_exceptions=True)
         await _close(token, audit)
-        memory.clear()
+        forget()
         await listening.close(config, front)
         event("server.stopped", "Stopped")
     if not connected.cancelled():
@@ -104,7 +110,15 @@ def _stop_signal() -> asyncio.Event:
     return stop
 
 
-def _token_client(config: ServeConfig, memory: TokenMemory) -> TokenClient:
+def _forgetting(memory: TokenMemory, stock: DekStock) -> Callable[[], None]:
+    def forget() -> None:
+        memory.clear()
+        stock.clear()
+
+    return forget
+
+
+def _token_client(config: ServeConfig, forget: Callable[[], None]) -> TokenClient:
     return TokenClient(
         WorkerSettings(
             module=config.module,
@@ -117,7 +131,7 @@ def _token_client(config: ServeConfig, memory: TokenMemory) -> TokenClient:
         ),
         queue_limit=config.queue_limit,
         hang_seconds=config.hang_seconds,
-        forget=memory.clear,
+        forget=forget,
     )
 
 
@@ -143,6 +157,18 @@ def _audited(
     return audit
 
 
+async def _end_calls(
+    grpc_server: grpc.aio.Server,
+    health_servicer: health.aio.HealthServicer,
+    supply: DekSupply,
+    seconds: float,
+) -> None:
+    """Return when no call is under way any more; they have so many seconds."""
+    await health_servicer.enter_graceful_shutdown()
+    await supply.close()
+    await grpc_server.stop(seconds)
+
+
 async def _close(token: TokenClient, audit: Auditing | None) -> None:
     """Have the token sign the log's end before it is left."""
     if audit is not None:
@@ -155,7 +181,7 @@ async def _monitored(
     config: ServeConfig,
     metrics: Metrics,
     token: TokenClient,
-    memory: TokenMemory,
+    kept: Kept,
     audit: Auditing | None,
 ) -> AsyncIterator[None]:
     """While inside, /metrics is served where that is asked for."""
@@ -163,7 +189,7 @@ async def _monitored(
         yield
         return
     sightings = Sightings()
-    metrics.show(Present(token.admission, token.breaker, memory, sightings, audit))
+    metrics.show(Present(token.admission, token.breaker, kept, sightings, audit))
     watch = Watch(token, sightings, config.watched_certificates)
 
     def why_not_ready() -> str:

@@ -84,10 +84,7 @@ class Dek:
 
     def to_jwk(self) -> bytes:
         """Return the JWK, byte for byte as the reference lays it out."""
-        return (
-            b'{"key_ops":["encrypt","decrypt","sign","verify"],"alg":"A256GCM","kid":"%b",'
-            b'"k":"%b","kty":"oct"}' % (self.kid.encode(), encode(self.key))
-        )
+        return _jwk(self.kid, self.key)
 
     @classmethod
     def from_jwk(cls, jwk: bytes) -> "Dek":
@@ -137,6 +134,18 @@ class Dek:
         if self._cipher is None:
             raise HsmUnavailableError("the DEK was forgotten in the meantime", hint="try again")
         return self._cipher
+
+
+def new_jwk() -> bytes:
+    """Return the JWK of a new random key; all of them have the same length."""
+    return _jwk(os.urandom(32).hex(), os.urandom(DEK_BYTES))
+
+
+def _jwk(kid: str, key: bytes | bytearray) -> bytes:
+    return (
+        b'{"key_ops":["encrypt","decrypt","sign","verify"],"alg":"A256GCM","kid":"%b",'
+        b'"k":"%b","kty":"oct"}' % (kid.encode(), encode(key))
+    )
 
 
 def protected_header(kid: str, context: bytes = b"") -> bytes:

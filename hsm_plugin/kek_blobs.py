@@ -1,5 +1,6 @@
 """What a KEK encrypts: a blob that says its KEK and cipher, and is bound to its purpose."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -86,13 +87,35 @@ async def wrap(
     store: AsyncKeyStore, cipher: KekCipher, kek_id: bytes, plaintext: bytes, purpose: Purpose
 ) -> bytes:
     """Return the plaintext as a blob of this KEK. The id is visible ASCII."""
-    if cipher is KekCipher.CBC:
-        protected = cbc_envelope.protected_header(kek_id, purpose.content_type, len(plaintext))
-        plaintext = cbc_envelope.filled_up(plaintext)
-    else:
-        protected = envelope.protected_header(kek_id.decode(), purpose.context)
+    protected, plaintext = _prepared(cipher, kek_id, plaintext, purpose)
     sealed = await store.wrap(kek_id, plaintext, protected, cipher)
     return envelope.serialize(protected, sealed)
+
+
+def new_deks(
+    wrap_all: Callable[[Sequence[bytes], bytes], Sequence[Sealed]],
+    cipher: KekCipher,
+    kek_id: bytes,
+    count: int,
+) -> list[bytes]:
+    """Return new DEKs as blobs of this KEK; they are in the clear here alone.
+
+    `wrap_all`: plaintexts and additional data -> as many of them wrapped as it likes.
+    """
+    jwks = [envelope.new_jwk() for _ in range(count)]
+    protected, _ = _prepared(cipher, kek_id, jwks[0], Purpose.DEK)
+    plaintexts = [_prepared(cipher, kek_id, jwk, Purpose.DEK)[1] for jwk in jwks]
+    return [envelope.serialize(protected, sealed) for sealed in wrap_all(plaintexts, protected)]
+
+
+def _prepared(
+    cipher: KekCipher, kek_id: bytes, plaintext: bytes, purpose: Purpose
+) -> tuple[bytes, bytes]:
+    """Return the header, and the plaintext as the cipher takes it."""
+    if cipher is KekCipher.CBC:
+        protected = cbc_envelope.protected_header(kek_id, purpose.content_type, len(plaintext))
+        return protected, cbc_envelope.filled_up(plaintext)
+    return envelope.protected_header(kek_id.decode(), purpose.context), plaintext
 
 
 async def unwrap(store: AsyncKeyStore, blob: WrappedBlob) -> bytes:

@@ -59,6 +59,17 @@ def fields_of(
     return {name: value for name, value in fields.items() if value != ""}
 
 
+def stock_fields(kek_id: bytes, what: Mapping[str, Field], cipher: KekCipher) -> Fields:
+    """Return the fields of an entry about DEKs that the plugin made ahead, for no call."""
+    return {
+        "key_kind": "kek",
+        "key": _printable(kek_id),
+        "mechanism": _CIPHERS[cipher],
+        **what,
+        "caller": {"kind": "plugin"},
+    }
+
+
 def _key(rpc: Rpc, request: object, response: object) -> tuple[str, str]:
     told = _TOLD_OTHERWISE.get(type(request))
     if told is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from hsm_plugin.errors import BadRequestError
 
@@ -163,7 +163,8 @@ class InspectedKey:
     local: bool
 
 
-class Sealed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Sealed:
     """The parts of an authenticated encryption (NIST SP 800-38D for AES-GCM)."""
 
     iv: bytes

@@ -57,13 +57,29 @@ class Deks(Protocol):
         """How many."""
 
 
+class Stock(Protocol):
+    """The DEKs that were made ahead."""
+
+    @property
+    def count(self) -> int:
+        """How many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What lies ready in memory."""
+
+    memory: Deks
+    stock: Stock
+
+
 @dataclass(frozen=True, slots=True)
 class Present:
     """What is read at each scrape."""
 
     gate: Gate
     breaker: Fuse
-    memory: Deks
+    kept: Kept
     sightings: Sightings
     audit: Auditing | None = None
 
@@ -124,7 +140,8 @@ class _PresentCollector(Collector):
         yield _gauge("calls_at_token_limit", "Calls admitted at once", it.gate.running_limit)
         yield _gauge("queue_depth", "Calls that wait for the token", it.gate.waiting)
         yield _gauge("queue_limit", "Calls that may wait", it.gate.queue_limit)
-        yield _gauge("cached_deks", "Unwrapped DEKs in memory", it.memory.dek_count)
+        yield _gauge("cached_deks", "Unwrapped DEKs in memory", it.kept.memory.dek_count)
+        yield _gauge("stocked_deks", "Wrapped DEKs made ahead", it.kept.stock.count)
 
     def _sighted(self) -> Iterator[Metric]:
         seen = self._present.sightings

@@ -124,6 +124,18 @@ class Pkcs11Store:
         """See KeyStore."""
         return self._keks.wrap(kek_id, plaintext, aad, cipher)
 
+    def wrap_all(
+        self,
+        kek_id: bytes,
+        plaintexts: Sequence[bytes],
+        aad: bytes,
+        cipher: KekCipher,
+        *,
+        seconds: float,
+    ) -> list[Sealed]:
+        """See worker_operations.TokenStore."""
+        return self._keks.wrap_all(kek_id, plaintexts, aad, cipher, seconds)
+
     def unwrap(self, kek_id: bytes, sealed: Sealed, aad: bytes) -> bytes:
         """See KeyStore."""
         return self._keks.unwrap(kek_id, sealed, aad)

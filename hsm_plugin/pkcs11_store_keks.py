@@ -9,6 +9,8 @@ is decrypted; there is no padding whose form could tell anything.
 import hmac
 import os
 import threading
+import time
+from collections.abc import Iterator, Sequence
 
 from hsm_plugin import pkcs11_store_objects as objects
 from hsm_plugin import recovery
@@ -78,6 +80,32 @@ class TokenKeks:
             return self._wrap_gcm(pool, session, kek, plaintext, aad)
 
         return self._token.call("wrapping a DEK", encrypt)
+
+    def wrap_all(
+        self,
+        kek_id: bytes,
+        plaintexts: Sequence[bytes],
+        aad: bytes,
+        cipher: KekCipher,
+        seconds: float,
+    ) -> list[Sealed]:
+        """See worker_operations.TokenStore. With AES-GCM all are wrapped in one session."""
+        end = time.monotonic() + seconds
+
+        def in_time(wrapped: Iterator[Sealed]) -> list[Sealed]:
+            kept = [next(wrapped)]
+            while time.monotonic() < end and (sealed := next(wrapped, None)) is not None:
+                kept.append(sealed)
+            return kept
+
+        if cipher is KekCipher.CBC:
+            return in_time(self._wrap_cbc(kek_id, text, aad) for text in plaintexts)
+
+        def encrypt(pool: SessionPool, session: Session) -> list[Sealed]:
+            kek = self._lookup.key(pool, session, _SECRET, KEK_LABEL, kek_id)
+            return in_time(self._wrap_gcm(pool, session, kek, text, aad) for text in plaintexts)
+
+        return self._token.call("wrapping DEKs", encrypt)
 
     def unwrap(self, kek_id: bytes, sealed: Sealed, aad: bytes) -> bytes:
         """See KeyStore."""

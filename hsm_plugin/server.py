@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from hsm_plugin.audit_chain import Head
 from hsm_plugin.callers import Callers
 from hsm_plugin.control_service import Control
+from hsm_plugin.dek_supply import DekSupply
 from hsm_plugin.edge import Edge, Witness
 from hsm_plugin.inspection_service import Inspection
 from hsm_plugin.keys import KekCipher
@@ -79,6 +80,9 @@ class Apis:
     kek_cipher: KekCipher
     witness: Witness
     audit_head: Callable[[], Head]
+    forget: Callable[[], None]
+    """Called when what the token told before may no longer be used."""
+    supply: DekSupply
 
 
 def services(apis: Apis) -> tuple[str, ...]:
@@ -98,7 +102,8 @@ def build(
                 token,
                 apis.callers,
                 lambda store: KeyManagement(
-                    store, utc_now, apis.rsa_keys.make, apis.memory, apis.kek_cipher
+                    *(store, utc_now, apis.rsa_keys.make, apis.memory, apis.kek_cipher),
+                    apis.supply,
                 ),
                 apis.witness,
             )
@@ -129,7 +134,7 @@ def build(
                 token,
                 apis.callers,
                 lambda store: Rotation(
-                    *(store, apis.kek_cipher, apis.kubernetes_kek_id, apis.memory.clear)
+                    *(store, apis.kek_cipher, apis.kubernetes_kek_id, apis.forget)
                 ),
                 apis.witness,
             )

@@ -11,7 +11,8 @@ from typing import TypeVar
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from hsm_plugin import elliptic_keys, kek_blobs, trust
+from hsm_plugin import elliptic_keys, envelope, kek_blobs, trust
+from hsm_plugin.dek_supply import DekSupply
 from hsm_plugin.elliptic_keys import EllipticCurve
 from hsm_plugin.envelope import MAX_BLOB_BYTES, Dek
 from hsm_plugin.errors import BadRequestError, RejectedBlobError, UnsupportedError
@@ -42,8 +43,10 @@ class KeyManagement:
         make_rsa_key: Callable[[int], Awaitable[bytes]],
         memory: TokenMemory,
         cipher: KekCipher = KekCipher.GCM,
+        supply: DekSupply | None = None,
     ) -> None:
         """`cipher`: of the KEKs and DEKs that are made; blobs of both are opened."""
+        self._supply = supply
         self._store = store
         self._memory = memory
         self._cipher = cipher
@@ -59,8 +62,12 @@ class KeyManagement:
     async def generate_dek(self, request: pb.GenerateDEKRequest) -> pb.GenerateDEKResponse:
         """Answer a new DEK, wrapped by the KEK."""
         kek_id = checked_id(request.kek_kid, "KEK id")
-        jwk = Dek.generate().to_jwk()
-        blob = await kek_blobs.wrap(self._store, self._cipher, kek_id, jwk, Purpose.DEK)
+        blob = self._supply.take(kek_id) if self._supply else None
+        if blob is None:
+            jwk = envelope.new_jwk()
+            blob = await kek_blobs.wrap(self._store, self._cipher, kek_id, jwk, Purpose.DEK)
+            if self._supply:
+                self._supply.asked(kek_id)
         return pb.GenerateDEKResponse(encrypted_dek_blob=blob)
 
     async def generate_skey(self, request: pb.GenerateSKeyRequest) -> pb.GenerateSKeyResponse:

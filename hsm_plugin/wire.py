@@ -46,6 +46,7 @@ class Operation(IntEnum):
     SIGNING_KEYS = 12
     DESTROY_SIGNING_KEY = 13
     SAME_PIN = 14
+    MAKE_DEKS = 15
     DESTROY_KEK = 20
     SNAPSHOT = 100
     INSPECT = 101

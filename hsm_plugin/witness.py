@@ -1,14 +1,14 @@
 """Sees every call: counts it, and has its use of a key recorded where that is asked for."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
-from hsm_plugin.audit_chain import EMPTY, Head, Kind
+from hsm_plugin.audit_chain import EMPTY, Field, Head, Kind
 from hsm_plugin.audit_log import AuditLog
-from hsm_plugin.key_use import Caller, fields_of
+from hsm_plugin.key_use import Caller, fields_of, stock_fields
 from hsm_plugin.keys import KekCipher
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -49,3 +49,20 @@ class CallWitness:
         caller = self.caller_of(context.peer())
         fields = fields_of(request, response, code, seconds, caller, self.kek_cipher)
         return self.audit.record(Kind.USE, fields)
+
+    def stocked(
+        self, kek_id: bytes, made: int, code: grpc.StatusCode, seconds: float
+    ) -> Awaitable[None] | None:
+        """See dek_supply.StockWitness."""
+        took = round(1000 * seconds, 2)
+        told: Mapping[str, Field] = {"made": made, "outcome": code.name, "ms": took}
+        return self._record_stock(kek_id, told)
+
+    def dropped(self, kek_id: bytes, count: int) -> None:
+        """See dek_supply.StockWitness."""
+        self._record_stock(kek_id, {"dropped": count})
+
+    def _record_stock(self, kek_id: bytes, told: Mapping[str, Field]) -> Awaitable[None] | None:
+        if self.audit is None:
+            return None
+        return self.audit.record(Kind.STOCK, stock_fields(kek_id, told, self.kek_cipher))

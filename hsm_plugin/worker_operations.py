@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from hsm_plugin import worker_codec
+from hsm_plugin import kek_blobs, worker_codec
 from hsm_plugin.keys import (
     KekCipher,
     KeyAlgorithm,
@@ -24,6 +24,9 @@ from hsm_plugin.recovery import Action
 from hsm_plugin.wire import Operation
 from hsm_plugin.worker_snapshot import WorkerSnapshot
 
+_MAKING_SECONDS = 0.02
+"""After this no further DEK is made in the same message."""
+
 
 class TokenStore(KeyStore, Protocol):
     """A KeyStore with the connection that it lives on."""
@@ -33,6 +36,17 @@ class TokenStore(KeyStore, Protocol):
 
     def probe(self) -> None:
         """Return when the token answers."""
+
+    def wrap_all(
+        self,
+        kek_id: bytes,
+        plaintexts: Sequence[bytes],
+        aad: bytes,
+        cipher: KekCipher,
+        *,
+        seconds: float,
+    ) -> list[Sealed]:
+        """Wrap the first of them and those after it that are begun within so many seconds."""
 
     @property
     def is_connected(self) -> bool:
@@ -87,6 +101,17 @@ def _wrap(store: KeyStore, fields: list[bytes]) -> list[bytes]:
     kek_id, plaintext, aad, cipher = fields
     sealed = store.wrap(kek_id, plaintext, aad, KekCipher(cipher.decode()))
     return [sealed.iv, sealed.ciphertext, sealed.tag]
+
+
+def _make_deks(store: TokenStore, fields: list[bytes]) -> list[bytes]:
+    """Return at least one; no more are begun when it takes long: others need the thread too."""
+    kek_id, count, name = fields
+    cipher = KekCipher(name.decode())
+
+    def wrap_all(plaintexts: Sequence[bytes], aad: bytes) -> list[Sealed]:
+        return store.wrap_all(kek_id, plaintexts, aad, cipher, seconds=_MAKING_SECONDS)
+
+    return kek_blobs.new_deks(wrap_all, cipher, kek_id, int(count))
 
 
 def _unwrap(store: KeyStore, fields: list[bytes]) -> list[bytes]:
@@ -155,6 +180,7 @@ _HANDLERS: dict[Operation, Callable[[TokenStore, list[bytes]], list[bytes]]] = {
     Operation.SNAPSHOT: _snapshot,
     Operation.GENERATE_KEK: _generate_kek,
     Operation.WRAP: _wrap,
+    Operation.MAKE_DEKS: _make_deks,
     Operation.UNWRAP: _unwrap,
     Operation.DESTROY_KEK: _destroy_kek,
     Operation.GENERATE_SIGNING_KEY: _generate_signing_key,

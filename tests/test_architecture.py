@@ -17,7 +17,7 @@ DOMAIN = {
     "hsm_plugin": {
         *("errors", "keys", "envelope", "trust", "callers", "pkcs11_uri", "token_reference"),
         *("key_reference", "cbc_envelope", "kek_blobs", "dek_document", "gcm_iv"),
-        *("certificate_name", "name_constraints"),
+        *("certificate_name", "name_constraints", "dek_stock"),
         *("audit_chain", "audit_signatures", "audit_verification", "diagnosis"),
     },
     "vault_client": {"errors", "answers", "delivery", "kv", "lease", "policy", "secret"},

@@ -29,6 +29,7 @@ class Settings(TypedDict, total=False):
     key_label: str
     hmac_label: str
     gcm_iv: str
+    dek_stock: str
 
 
 @pytest.fixture
@@ -49,6 +50,11 @@ def made(folder: Path, **changed: Unpack[Settings]) -> ServeConfig:
         "drain_seconds": 5.0,
     }
     return serve_config(**settings | changed)
+
+
+def test_deks_are_made_ahead_unless_that_is_switched_off(folder: Path) -> None:
+    assert made(folder).dek_stock
+    assert not made(folder, dek_stock="off").dek_stock
 
 
 def test_sound_settings_are_taken_as_they_are(folder: Path) -> None:
@@ -101,6 +107,7 @@ def test_kubernetes_is_served_only_when_a_kek_is_named(folder: Path) -> None:
         (Settings(algorithm="des"), "--algorithm must be aes-gcm or aes-cbc"),
         (Settings(key_label="k8s-hmac"), "must be two labels"),
         (Settings(gcm_iv="hsm"), "--gcm-iv .P11_GCM_IV. must be caller, token, auto"),
+        (Settings(dek_stock="yes"), "--dek-stock .HSM_PLUGIN_DEK_STOCK. must be on or off"),
         (Settings(hmac_label=""), "must be two labels"),
         (Settings(key_label="k8s-kms-plugin-kek"), "must be two labels"),
         (Settings(return_seconds=0.1), "--return-after must be"),

@@ -4,7 +4,7 @@ import grpc
 import pytest
 
 from hsm_plugin import cbc_envelope, envelope
-from hsm_plugin.key_use import fields_of
+from hsm_plugin.key_use import fields_of, stock_fields
 from hsm_plugin.keys import KekCipher, Sealed
 from istio_hsm_proto import control_v1_pb2 as control
 from istio_hsm_proto import kms_istio_v1_pb2 as kms
@@ -123,3 +123,13 @@ def test_a_rewrapped_dek_names_both_keks() -> None:
     request = rotation.RewrapDEKRequest(old_kek_id=b"old", new_kek_id=b"new")
     fields = fields_of(request, None, grpc.StatusCode.OK, 0, {}, KekCipher.GCM)
     assert (fields["old_key"], fields["key"]) == ("old", "new")
+
+
+def test_deks_made_ahead_are_told_as_the_plugins_own_use_of_the_kek() -> None:
+    assert stock_fields(b"kek\n", {"made": 3}, KekCipher.CBC) == {
+        "key_kind": "kek",
+        "key": "kek\n",
+        "mechanism": "AES-256-CBC-HMAC-SHA256",
+        "made": 3,
+        "caller": {"kind": "plugin"},
+    }
