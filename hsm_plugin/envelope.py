@@ -229,7 +229,7 @@ def read(jwe: CompactJwe, name: str) -> Jwe:
         kid=jwe.kid,
         protected=jwe.protected,
         sealed=Sealed(iv=jwe.iv, ciphertext=jwe.ciphertext, tag=jwe.tag),
-        context=decode(context.encode(), f"the aad of {name}"),
+        context=decode(context.encode(), f"the aad of {name}") if context else b"",
     )
 
 
