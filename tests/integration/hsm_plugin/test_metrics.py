@@ -146,6 +146,7 @@ def test_the_deks_in_memory_are_counted(site: Site) -> None:
             )
         )
     assert site.figure("hsm_plugin_cached_deks") == 1
+    assert site.figure("hsm_plugin_stocked_deks") == 0
 
 
 def test_the_alert_rules_and_the_dashboard_name_figures_and_labels_that_are_there(
