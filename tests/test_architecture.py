@@ -34,6 +34,7 @@ DOMAIN = {
             "records",
             "store",
             "schedule",
+            "batch_size",
             "weak_keys",
             "issuance_chain",
             "crl",

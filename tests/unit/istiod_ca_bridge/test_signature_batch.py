@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from istiod_ca_bridge.errors import KeyServiceUnavailableError
-from istiod_ca_bridge.signature_batch import MAX_BATCH, WORTH_A_CALL, SignatureBatches
+from istiod_ca_bridge.signature_batch import MAX_BATCH, SignatureBatches
 
 
 class Hsm:
@@ -52,38 +52,48 @@ async def test_one_alone_is_sent_at_once() -> None:
     assert await task == b"eno"
 
 
-async def test_what_comes_while_a_call_is_under_way_goes_in_the_next() -> None:
+async def test_fewer_than_expected_wait_for_the_end_of_the_call_under_way() -> None:
     hsm = Hsm()
     batches = SignatureBatches(hsm.send, pace_seconds=0)
     tasks = await started(batches, [b"a"])
-    tasks += await started(batches, [b"b"]) + await started(batches, [b"c"])
+    tasks += await started(batches, [b"b"])
     assert hsm.batches == [[b"a"]]
     hsm.free.set()
     await asyncio.gather(*tasks)
-    assert hsm.batches == [[b"a"], [b"b", b"c"]]
+    assert hsm.batches == [[b"a"], [b"b"]]
 
 
-async def test_many_that_wait_get_a_second_call_beside_the_first_and_no_third() -> None:
+async def test_as_many_as_expected_get_a_second_call_beside_the_first_and_no_third() -> None:
     hsm = Hsm()
     batches = SignatureBatches(hsm.send)
     tasks = await started(batches, [b"a"])
-    many = digests(WORTH_A_CALL)
-    tasks += await started(batches, many) + await started(batches, many)
-    assert hsm.batches == [[b"a"], many]
+    tasks += await started(batches, [b"b", b"c"])
+    assert hsm.batches == [[b"a"], [b"b", b"c"]]
+    many = digests(20)
+    tasks += await started(batches, many)
+    assert len(hsm.batches) == 2
     hsm.free.set()
     await asyncio.gather(*tasks)
-    assert hsm.batches == [[b"a"], many, many]
+    assert hsm.batches == [[b"a"], [b"b", b"c"], many]
 
 
-async def test_a_call_soon_after_another_takes_what_comes_until_it_is_due() -> None:
+async def test_who_comes_soon_after_a_call_is_waited_with_until_nobody_comes() -> None:
     hsm = Hsm()
     hsm.free.set()
-    batches = SignatureBatches(hsm.send, pace_seconds=0.05)
+    batches = SignatureBatches(hsm.send, pace_seconds=60, lull_seconds=0.02)
     assert await batches.sign(b"a") == b"a"
-    tasks = await started(batches, [b"b"]) + await started(batches, [b"c"])
+    tasks = await started(batches, [b"b"])
     assert hsm.batches == [[b"a"]]
-    await asyncio.gather(*tasks)
-    assert hsm.batches == [[b"a"], [b"b", b"c"]]
+    await asyncio.wait_for(asyncio.gather(*tasks), 5)
+    assert hsm.batches == [[b"a"], [b"b"]]
+
+
+async def test_nobody_is_waited_with_when_a_call_is_due() -> None:
+    hsm = Hsm()
+    hsm.free.set()
+    batches = SignatureBatches(hsm.send, pace_seconds=0.02, lull_seconds=60)
+    assert await batches.sign(b"a") == b"a"
+    assert await asyncio.wait_for(batches.sign(b"b"), 5) == b"b"
 
 
 async def test_no_call_has_more_digests_than_the_plugin_takes() -> None:
@@ -120,6 +130,7 @@ async def test_a_caller_that_gave_up_is_not_signed_for() -> None:
     hsm = Hsm()
     batches = SignatureBatches(hsm.send)
     first = await started(batches, [b"a"])
+    first += await started(batches, [b"b", b"c"])
     gone, stays = await started(batches, [b"gone", b"stays"])
     gone.cancel()
     hsm.free.set()
