@@ -70,9 +70,11 @@ def bit_string(value: bytes) -> bytes:
 
 def time(moment: datetime) -> bytes:
     """Return a Time of an aware UTC datetime, to the second."""
-    if moment.year < _FIRST_GENERALIZED_YEAR:
-        return tlv(_UTC_TIME, moment.strftime("%y%m%d%H%M%SZ").encode())
-    return tlv(_GENERALIZED_TIME, moment.strftime("%Y%m%d%H%M%SZ").encode())
+    year, *others = moment.utctimetuple()[:6]
+    month_to_second = b"%02d%02d%02d%02d%02dZ" % tuple(others)
+    if year < _FIRST_GENERALIZED_YEAR:
+        return tlv(_UTC_TIME, b"%02d%s" % (year % 100, month_to_second))
+    return tlv(_GENERALIZED_TIME, b"%04d%s" % (year, month_to_second))
 
 
 def object_identifier(dotted: str) -> bytes:
@@ -106,6 +108,11 @@ def names(uris: Iterable[str], dns_names: Iterable[str]) -> bytes:
         *(tlv(_URI, uri.encode("ascii")) for uri in uris),
         *(tlv(_DNS_NAME, name.encode("ascii")) for name in dns_names),
     )
+
+
+def content(value: bytes) -> int:
+    """Return where the content of an encoded value begins."""
+    return _content(value, 0)[0]
 
 
 def key_bits(subject_public_key_info: bytes) -> bytes:

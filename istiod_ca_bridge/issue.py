@@ -6,6 +6,7 @@ anew and compares each field and extension, so that it does not trust the assemb
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cryptography import x509
@@ -15,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from istiod_ca_bridge import der
 from istiod_ca_bridge.errors import NotServingError, WrongProductError
 from istiod_ca_bridge.policy import CLOCK_SKEW, Grant
-from istiod_ca_bridge.signer import PublicKey, Signer, key_der, scheme_of
+from istiod_ca_bridge.signer import PublicKey, Signer, key_der, scheme_of, verification
 
 _VERSION_3 = der.context(0, der.unsigned(2))
 _EMPTY_NAME = der.sequence()
@@ -59,8 +60,18 @@ class Issuer:
 
     name: bytes = field(repr=False)
     algorithm_identifier: bytes = field(repr=False)
-    authority_key: x509.Extension[x509.ExtensionType] = field(repr=False)
     authority_key_der: bytes = field(repr=False)
+    verify: Callable[[bytes, bytes], None] = field(repr=False)
+    """Raises InvalidSignature unless the first is the certified key's signature on the second."""
+
+    right_algorithm: bytes = field(repr=False)
+    """That of the certified key's signatures, for the check."""
+
+    right_name: bytes = field(repr=False)
+    """The certified one, for the check."""
+
+    right_extensions: tuple[x509.Extension[x509.ExtensionType], ...] = field(repr=False)
+    """Those that all have, for the check."""
 
 
 def issuer(certificate: x509.Certificate, signer: Signer) -> Issuer:
@@ -70,14 +81,20 @@ def issuer(certificate: x509.Certificate, signer: Signer) -> Issuer:
         False,  # noqa: FBT003 - not critical
         _authority_key_identifier(certificate, signer.public_key),
     )
+    certified = certificate.public_key()
+    if key_der(certified) != key_der(signer.public_key):
+        raise WrongProductError("the signer's key is not the key of the CA certificate")
     return Issuer(
         certificate=certificate,
         signer=signer,
         key=key_der(signer.public_key),
         name=certificate.subject.public_bytes(),
         algorithm_identifier=scheme_of(signer.public_key).algorithm_identifier,
-        authority_key=authority_key,
         authority_key_der=der.extension(authority_key),
+        verify=verification(signer.public_key),
+        right_algorithm=scheme_of(signer.public_key).algorithm_identifier,
+        right_name=certificate.subject.public_bytes(),
+        right_extensions=(*_FIXED, authority_key),
     )
 
 
@@ -109,9 +126,9 @@ def checked(product: bytes, by: Issuer, grant: Grant) -> x509.Certificate:
     try:
         certificate = x509.load_der_x509_certificate(product)
         extensions = list(certificate.extensions)
-        certificate.verify_directly_issued_by(by.certificate)
-        key = certificate.public_key()
-        same_key = key_der(key) == grant.subject_key
+        to_be_signed = certificate.tbs_certificate_bytes
+        by.verify(certificate.signature, to_be_signed)
+        same_key = certificate.public_key() == grant.public_key
     except der.MALFORMED:
         raise WrongProductError("the signed certificate cannot be read") from None
     except InvalidSignature:
@@ -124,12 +141,14 @@ def checked(product: bytes, by: Issuer, grant: Grant) -> x509.Certificate:
         for name, right in (
             ("version", certificate.version is x509.Version.v3),
             ("serial", certificate.serial_number == grant.serial),
+            ("issuer", _is_issued_by(by, grant.serial, to_be_signed)),
+            ("algorithm", _is_signed_as(by, to_be_signed, product)),
             ("subject", not certificate.subject.rdns),
             ("not before", certificate.not_valid_before_utc == grant.not_before),
             ("not after", certificate.not_valid_after_utc == grant.not_after),
             ("CA's not after", grant.not_after <= by.certificate.not_valid_after_utc),
             ("public key", same_key),
-            ("extensions", extensions == [*_FIXED, by.authority_key, *_expected(grant)]),
+            ("extensions", extensions == [*by.right_extensions, *_expected(grant)]),
         )
         if not right
     ]
@@ -166,6 +185,20 @@ def _expected(grant: Grant) -> list[x509.Extension[x509.ExtensionType]]:
             x509.SubjectAlternativeName(names),
         ),
     ]
+
+
+def _is_issued_by(by: Issuer, serial: int, to_be_signed: bytes) -> bool:
+    """Return whether the signed part goes on, after the serial, as this CA's do.
+
+    That is the algorithm inside the signature, and the issuer's name to the byte.
+    """
+    begin = _VERSION_3 + der.unsigned(serial) + by.right_algorithm + by.right_name
+    return to_be_signed.startswith(begin, der.content(to_be_signed))
+
+
+def _is_signed_as(by: Issuer, to_be_signed: bytes, product: bytes) -> bool:
+    """Return whether what follows the signed part says the certified key's algorithm."""
+    return product.startswith(to_be_signed + by.right_algorithm, der.content(product))
 
 
 def _authority_key_identifier(

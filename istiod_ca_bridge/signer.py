@@ -1,5 +1,6 @@
 """A private key that is used and never seen, and the algorithms it may have."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -85,14 +86,20 @@ def key_der(public_key: CertificatePublicKeyTypes) -> bytes:
     )
 
 
+def verification(public_key: PublicKey) -> Callable[[bytes, bytes], None]:
+    """Return what takes a signature and a message; raises InvalidSignature when it is not."""
+    scheme = scheme_of(public_key)
+    if isinstance(public_key, rsa.RSAPublicKey):
+        verify_rsa, filling = public_key.verify, padding.PKCS1v15()
+        return lambda signature, message: verify_rsa(signature, message, filling, scheme.hash)
+    verify_ec, algorithm = public_key.verify, ec.ECDSA(scheme.hash)
+    return lambda signature, message: verify_ec(signature, message, algorithm)
+
+
 def is_signature(public_key: PublicKey, signature: bytes, message: bytes) -> bool:
     """Return whether the signature is the key's on the message."""
-    scheme = scheme_of(public_key)
     try:
-        if isinstance(public_key, rsa.RSAPublicKey):
-            public_key.verify(signature, message, padding.PKCS1v15(), scheme.hash)
-        else:
-            public_key.verify(signature, message, ec.ECDSA(scheme.hash))
+        verification(public_key)(signature, message)
     except InvalidSignature:
         return False
     return True

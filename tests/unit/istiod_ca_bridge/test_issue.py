@@ -180,6 +180,29 @@ async def test_an_issuer_with_another_algorithm_than_its_key_s_is_noticed() -> N
         await issue(wrong, GRANT)
 
 
+async def test_another_algorithm_after_the_signed_part_than_in_it_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    by, signed = make_issuer(), der.signed
+    sha384 = bytes.fromhex("300a06082a8648ce3d040303")
+    monkeypatch.setattr(der, "signed", lambda tbs, _, signature: signed(tbs, sha384, signature))
+
+    with pytest.raises(WrongProductError, match="algorithm"):
+        await issue(by, GRANT)
+
+
+async def test_another_issuer_s_name_is_noticed() -> None:
+    name = x509.Name.from_rfc4514_string("O=another").public_bytes()
+
+    with pytest.raises(WrongProductError, match="issuer"):
+        await issue(dataclasses.replace(make_issuer(), name=name), GRANT)
+
+
+def test_a_signer_of_another_key_than_the_certificate_s_issues_nothing() -> None:
+    with pytest.raises(WrongProductError, match="not the key of the CA certificate"):
+        issuer(ca_certificate(local_signer().public_key, pki.root()), local_signer())
+
+
 @pytest.mark.parametrize("algorithm", list(KeyAlgorithm))
 def test_the_bits_of_a_key_make_the_identifier_that_others_make(algorithm: KeyAlgorithm) -> None:
     key = local_signer(algorithm).public_key
