@@ -1,11 +1,10 @@
 """A few requests sign at once, more wait in order, and the rest are told when to come again."""
 
 import asyncio
-import contextlib
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 from istiod_ca_bridge.errors import OverloadedError
 from istiod_ca_bridge.metrics import Metrics
@@ -37,19 +36,25 @@ class Admission:
 
         metrics.queue_length.set_function(lambda: len(self._schedule))
 
-    @contextlib.asynccontextmanager
-    async def place(self, namespace: str, deadline: float) -> AsyncIterator[None]:
-        """Hold a place, waited for in order of deadlines; OverloadedError when there is none."""
+    def place(self, namespace: str, deadline: float) -> "_Place":
+        """Return what holds a place, waited for in order of deadlines, while it is entered.
+
+        OverloadedError when there is none.
+        """
+        return _Place(self, namespace, deadline)
+
+    async def take(self, namespace: str, deadline: float) -> float:
+        """Return once there is a place, and when that was."""
         if self._free and not self._schedule:
             self._free -= 1
         else:
             await self._wait(Ticket(deadline, next(self._numbers), namespace))
-        began = self._monotonic()
-        try:
-            yield
-        finally:
-            self._held += _SMOOTHING * (self._monotonic() - began - self._held)
-            self._release()
+        return self._monotonic()
+
+    def give_back(self, taken: float) -> None:
+        """Let the next one have the place that was taken then."""
+        self._held += _SMOOTHING * (self._monotonic() - taken - self._held)
+        self._release()
 
     def overloaded(self) -> OverloadedError:
         """Return the refusal: come again once those who wait now will be through."""
@@ -90,3 +95,21 @@ class Admission:
                 admitted.set_result(None)
                 return
         self._free += 1
+
+
+class _Place:
+    """A place at the CA key while it is entered: a class, for that costs less than a generator."""
+
+    __slots__ = ("_admission", "_deadline", "_namespace", "_taken")
+
+    def __init__(self, admission: Admission, namespace: str, deadline: float) -> None:
+        self._admission = admission
+        self._namespace = namespace
+        self._deadline = deadline
+        self._taken = 0.0
+
+    async def __aenter__(self) -> None:
+        self._taken = await self._admission.take(self._namespace, self._deadline)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._admission.give_back(self._taken)

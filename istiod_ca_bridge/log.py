@@ -57,6 +57,8 @@ class EventLog:
 
 def event_log(style: Literal["text", "json"], worker: int = 0) -> EventLog:
     """Return the process's log, set up to write to stderr; each line names its worker, if any."""
+    # No line tells of them, and each costs every line (logging's own notes on optimization).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if style == "json" else _TextFormatter())
     logger = logging.getLogger("istiod_ca_bridge")
@@ -104,6 +106,8 @@ def _bounded(value: Value) -> str | int | float | bool:
 
 
 def _quoted(value: Value) -> str:
+    if type(value) is str and _PLAIN.fullmatch(value):  # as nearly all are
+        return value
     bounded = _bounded(value)
     if isinstance(bounded, bool):
         return "true" if bounded else "false"

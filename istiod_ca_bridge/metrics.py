@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from enum import Enum
+from functools import cache
 
 from prometheus_client import (
     CollectorRegistry,
@@ -72,19 +73,21 @@ class Metrics:
         )
         self._root_expiry = _gauge("citadel_server_root_cert_expiry", "the first root expires", r)
         self._chain_expiry = _gauge("citadel_server_cert_chain_expiry", "the CA expires", r)
-        self._requests = Counter(
+        requests = Counter(
             "istiod_ca_bridge_requests",
             "Requests answered, by gRPC status and how the caller proved itself",
             ["status", "by"],
             registry=r,
         )
-        self._request_seconds = Histogram(
+        self._requests_of = cache(requests.labels)
+        request_seconds = Histogram(
             "istiod_ca_bridge_request_seconds",
             "From a request to its certificate",
             ["by"],
             buckets=_FAST,
             registry=r,
         )
+        self._request_seconds_of = cache(request_seconds.labels)
         self.signature_seconds = Histogram(
             "istiod_ca_bridge_signature_seconds",
             "From a digest to its signature by the CA key",
@@ -184,9 +187,9 @@ class Metrics:
 
     def answered(self, status: str, by: str, seconds: float) -> None:
         """Record a request's end."""
-        self._requests.labels(status, by).inc()
+        self._requests_of(status, by).inc()
         if status == "OK":
-            self._request_seconds.labels(by).observe(seconds)
+            self._request_seconds_of(by).observe(seconds)
 
     def not_signed(self, why: SignError) -> None:
         """Count a known caller's request that ended without a certificate."""
