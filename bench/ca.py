@@ -33,6 +33,7 @@ ALGORITHMS = ("rsa-2048", "ecdsa-p256")
 _METHOD = (
     f"/{ca.DESCRIPTOR.services_by_name['IstioCertificateService'].full_name}/CreateCertificate"
 )
+_WAYS_TO_A_CERTIFICATE = ("token", "certificate")
 _HEALTH = Call("/grpc.health.v1.Health/Check", b"")
 _NAME = "istiod.istio-system.svc"
 _WAIT_SECONDS = 10.0
@@ -70,42 +71,58 @@ def side_by_side(folder: Path) -> dict[str, dict[str, float]]:
     return {algorithm: _side_by_side(folder / algorithm, algorithm) for algorithm in ALGORITHMS}
 
 
-def by_workers(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Return certificates a second by client certificate of one bridge, by its CA_WORKERS.
+def by_workers(folder: Path) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Return certificates a second of one bridge, by its CA_WORKERS.
 
-    For each algorithm; `BUSIEST` calls at once over `CONNECTIONS` connections. `bridge_us`: the
-    processor time of all the bridge's processes for a certificate, in microseconds.
+    For each algorithm and way; `BUSIEST` calls at once over `CONNECTIONS` connections. `bridge_us`,
+    `plugin_us`: the processor time of all their processes for a certificate, in microseconds.
     """
     return {algorithm: _by_workers(folder / algorithm, algorithm) for algorithm in ALGORITHMS}
 
 
-def _by_workers(folder: Path, algorithm: str) -> dict[str, dict[str, float]]:
-    found: dict[int, list[tuple[Load, float]]] = {1: [], 2: []}
+def _by_workers(folder: Path, algorithm: str) -> dict[str, dict[str, dict[str, float]]]:
+    found: dict[str, dict[int, list[tuple[Load, float, float]]]] = {}
     with _plugin(folder) as plugin, ExitStack() as sites:
         root = _imported_root(plugin)
         several = {
             count: sites.enter_context(
                 _site(folder / str(count), plugin, root, algorithm, {"CA_WORKERS": str(count)})
             )
-            for count in found
+            for count in (1, 2)
         }
         await_workers(several[2].bridge, 2)
         for _ in range(RUNS):
-            for count, site in several.items():
-                before = cpu_seconds(site.bridge.process.pid)
-                target, call = site.ways["certificate"]
-                run = load(
-                    target, call, concurrent=BUSIEST, seconds=SECONDS, connections=CONNECTIONS
-                )
-                spent = cpu_seconds(site.bridge.process.pid) - before
-                found[count].append((run, spent / (run.per_second * SECONDS)))
+            for way in _WAYS_TO_A_CERTIFICATE:
+                for count, site in several.items():
+                    run = _with_workers(site, way, plugin)
+                    found.setdefault(way, {}).setdefault(count, []).append(run)
     return {
-        str(count): {
-            "per_second": round(median_of([run for run, _ in runs]).per_second),
-            "p99_ms": round(median_of([run for run, _ in runs]).p99_ms, 1),
-            "bridge_us": round(statistics.median(cost for _, cost in runs) * 1e6),
-        }
-        for count, runs in found.items()
+        way: {str(count): _median_with_workers(runs) for count, runs in by_count.items()}
+        for way, by_count in found.items()
+    }
+
+
+def _with_workers(site: "_Site", way: str, plugin: Plugin) -> tuple[Load, float, float]:
+    """Return the load, and the seconds of processor time of bridge and plugin for a call."""
+    pids = site.bridge.process.pid, plugin.pid
+    before = [cpu_seconds(pid) for pid in pids]
+    target, call = site.ways[way]
+    run = load(target, call, concurrent=BUSIEST, seconds=SECONDS, connections=CONNECTIONS)
+    calls = run.per_second * SECONDS
+    bridge, signer = (
+        (cpu_seconds(pid) - then) / calls for pid, then in zip(pids, before, strict=True)
+    )
+    return run, bridge, signer
+
+
+def _median_with_workers(runs: Sequence[tuple[Load, float, float]]) -> dict[str, float]:
+    loads, bridge, plugin = zip(*runs, strict=True)
+    middle = median_of(list(loads))
+    return {
+        "per_second": round(middle.per_second),
+        "p99_ms": round(middle.p99_ms, 1),
+        "bridge_us": round(statistics.median(bridge) * 1e6),
+        "plugin_us": round(statistics.median(plugin) * 1e6),
     }
 
 
