@@ -32,7 +32,6 @@ _SECTIONS: dict[str, tuple[str, Section]] = {
     "memory": (f"memory over {plugin.MEMORY_CALLS:,} calls", plugin.memory),
     "front": ("the plugin behind its front, beside one without", plugin_front.cost),
     "ca": ("CreateCertificate by token and by certificate", ca.rates),
-    "ca_replicas": ("one bridge, and two side by side", ca.side_by_side),
     "ca_workers": ("one bridge of one worker and of two, over 8 connections", ca.by_workers),
     "ca_steps": ("the steps of CreateCertificate, each alone", ca_steps.micros),
     "herd": (f"{herd.SIDECARS:,} sidecars at once", herd.rush),

@@ -18,8 +18,6 @@ def tables(results: Mapping[str, Any]) -> Iterable[str]:
     cores = os.cpu_count() or 1
     if "ca" in results:
         yield from _rates(results["ca"], cores)
-    if "ca_replicas" in results:
-        yield from _side_by_side(results["ca_replicas"])
     if "ca_workers" in results:
         yield from _by_workers(results["ca_workers"])
     if "ca_steps" in results:
@@ -52,18 +50,6 @@ def _rates(found: dict[str, Any], cores: int) -> Iterable[str]:
     yield (
         f"An empty call (health) the same way: {empty['per_second']}/s at {_BUSIEST} at once, "
         f"{empty['bridge_us']} µs of the bridge."
-    )
-    yield ""
-
-
-def _side_by_side(found: dict[str, dict[str, float]]) -> Iterable[str]:
-    said = (
-        f"{figures['1 at work']}/s and {figures['2 at work']}/s with a key of {algorithm}"
-        for algorithm, figures in found.items()
-    )
-    yield (
-        "One bridge, and two side by side on the same cores and plugin, by client certificate: "
-        f"{'; '.join(said)}."
     )
     yield ""
 

@@ -8,7 +8,6 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,14 +60,6 @@ def rates(folder: Path) -> Figures:
     The way `empty` is a health check: what a call costs that does nothing.
     """
     return {algorithm: _rates(folder / algorithm, algorithm) for algorithm in ALGORITHMS}
-
-
-def side_by_side(folder: Path) -> dict[str, dict[str, float]]:
-    """Return certificates a second by client certificate, of one bridge and of two on one plugin.
-
-    For each algorithm; `BUSIEST` calls at once in all.
-    """
-    return {algorithm: _side_by_side(folder / algorithm, algorithm) for algorithm in ALGORITHMS}
 
 
 def by_workers(folder: Path) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
@@ -124,31 +115,6 @@ def _median_with_workers(runs: Sequence[tuple[Load, float, float]]) -> dict[str,
         "bridge_us": round(statistics.median(bridge) * 1e6),
         "plugin_us": round(statistics.median(plugin) * 1e6),
     }
-
-
-def _side_by_side(folder: Path, algorithm: str) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
-    with _plugin(folder) as plugin:
-        root = _imported_root(plugin)
-        with (
-            _site(folder / "first", plugin, root, algorithm) as first,
-            _site(folder / "second", plugin, root, algorithm) as second,
-        ):
-            both = (first.ways["certificate"], second.ways["certificate"])
-            for _ in range(RUNS):
-                for count in (1, 2):
-                    rate = _total_rate(both[:count], BUSIEST // count)
-                    found.setdefault(f"{count} at work", []).append(rate)
-    return {name: round(statistics.median(rates)) for name, rates in found.items()}
-
-
-def _total_rate(targets: Sequence[tuple[str, Call]], concurrent: int) -> float:
-    with ThreadPoolExecutor(len(targets)) as pool:
-        runs = [
-            pool.submit(load, target, call, concurrent=concurrent, seconds=SECONDS)
-            for target, call in targets
-        ]
-    return sum(run.result().per_second for run in runs)
 
 
 @dataclass(frozen=True, slots=True)
